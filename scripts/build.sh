@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# scripts/build.sh PRESET [cmake options...]: configures build/PRESET if what it was configured with
+# has changed, then builds. Run scripts/setup.sh first. CMAKE names another cmake.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/lib.sh
+
+(($#)) || die "usage: scripts/build.sh PRESET [cmake options...]"
+preset=$1
+shift
+cmake=${CMAKE:-cmake}
+folder=build/$preset
+prefix=$(<.venv/tactic-prefix)
+# CMake notices changed CMakeLists.txt by itself; these it does not.
+inputs="$(sha256sum <CMakePresets.json) $prefix $*"
+
+if [[ ! -f $folder/build.ninja || ! -f $folder/configured_with ||
+  $(<"$folder/configured_with") != "$inputs" ]]; then
+  # --fresh: a library that CMake found under the old settings must not stay in its cache.
+  "$cmake" --preset "$preset" --fresh -DCMAKE_PREFIX_PATH="$prefix" "$@"
+  printf '%s\n' "$inputs" >"$folder/configured_with"
+fi
+"$cmake" --build "$folder"
