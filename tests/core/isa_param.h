@@ -1,0 +1,31 @@
+// IsaTest: runs a test once per instruction set that this machine supports.
+#ifndef TACTIC_TESTS_CORE_ISA_PARAM_H_
+#define TACTIC_TESTS_CORE_ISA_PARAM_H_
+
+#include <algorithm>
+#include <string>
+
+#include "gtest/gtest.h"
+#include "tactic/isa.h"
+
+namespace tactic {
+
+class IsaTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { ASSERT_TRUE(SetIsa(GetParam()).ok()); }
+  void TearDown() override { ASSERT_TRUE(SetIsa(SupportedIsas().front()).ok()); }
+
+  // f32 lanes of the vectors that kernels use for rows of `dim` elements (load-inl.h).
+  static int Lanes(int dim) {
+    const int widest = GetParam() == "avx3" ? 16 : GetParam() == "avx2" ? 8 : 4;
+    return dim % 16 == 0 ? widest : std::min(widest, 8);
+  }
+};
+
+}  // namespace tactic
+
+#define TACTIC_INSTANTIATE_FOR_ISAS(Suite)                                         \
+  INSTANTIATE_TEST_SUITE_P(Isa, Suite, testing::ValuesIn(tactic::SupportedIsas()), \
+                           [](const auto& test) { return test.param; })
+
+#endif  // TACTIC_TESTS_CORE_ISA_PARAM_H_
