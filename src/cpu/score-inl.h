@@ -1,0 +1,147 @@
+// Logits of up to four query heads against a block of keys. Included once per target.
+#if defined(TACTIC_SRC_CPU_SCORE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TACTIC_SRC_CPU_SCORE_INL_H_
+#undef TACTIC_SRC_CPU_SCORE_INL_H_
+#else
+#define TACTIC_SRC_CPU_SCORE_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "hwy/cache_control.h"
+#include "hwy/contrib/math/math-inl.h"
+#include "src/cpu/kernels.h"
+#include "src/cpu/load-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tactic::cpu {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Query heads that share one load of a row. Four heads times four rows are 16 accumulators: half of AVX-512's registers.
+constexpr int kHeadsPerLoad = 4;
+// Rows per block: scores stay in L1 beside the block's keys, and one rescaling serves 64 rows.
+constexpr size_t kBlock = 64;
+// Rows fetched ahead of use. Scattered rows are a cache miss each; 16 rows of 128 bytes cover the latency of memory at the
+// rate of this loop (measured: 8 is too few, 32 gains nothing).
+constexpr size_t kRowsAhead = 16;
+
+HWY_INLINE void PrefetchRow(const uint8_t* row, size_t bytes) {
+  constexpr size_t kCacheLine = 64;
+  for (size_t b = 0; b < bytes; b += kCacheLine) hwy::Prefetch(row + b);
+}
+
+// out[0..3] = sums of the lanes of a, b, c, e. One transpose for four rows: a horizontal sum each would cost twice as much.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void StoreSums4(D d, V a, V b, V c, V e, float* HWY_RESTRICT out) {
+#if HWY_TARGET == HWY_SCALAR || HWY_HAVE_SCALABLE
+  out[0] = hn::GetLane(hn::SumOfLanes(d, a));
+  out[1] = hn::GetLane(hn::SumOfLanes(d, b));
+  out[2] = hn::GetLane(hn::SumOfLanes(d, c));
+  out[3] = hn::GetLane(hn::SumOfLanes(d, e));
+#else
+  // Per 128-bit block: {a0+a2, b0+b2, a1+a3, b1+b3}, the same for c and e; then {a, b, c, e}.
+  const hn::RepartitionToWide<D> dw;
+  const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+  const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+  const V sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(dw, hn::BitCast(dw, ab), hn::BitCast(dw, ce))),
+                         hn::BitCast(d, hn::InterleaveUpper(dw, hn::BitCast(dw, ab), hn::BitCast(dw, ce))));
+  if constexpr (hn::MaxLanes(D()) > 4) {
+    const hn::Half<D> dh;
+    const auto half = hn::Add(hn::LowerHalf(dh, sums), hn::UpperHalf(dh, sums));
+    if constexpr (hn::MaxLanes(D()) > 8) {
+      const hn::Half<decltype(dh)> dq;
+      hn::StoreU(hn::Add(hn::LowerHalf(dq, half), hn::UpperHalf(dq, half)), dq, out);
+    } else {
+      hn::StoreU(half, dh, out);
+    }
+  } else {
+    hn::StoreU(sums, d, out);
+  }
+#endif
+}
+
+// scores[g][i] = q_g . key(cells[i]) for kHeads heads and i in [0, n), n <= kBlock; entries up to the next multiple of 4 are
+// overwritten. `left` >= n cells follow in the list: rows ahead of the block are prefetched.
+template <ElementType kType, int kHeads, class D>
+HWY_INLINE void DotBlock(D d, const float* HWY_RESTRICT q, size_t q_stride, const HeadRows& keys,
+                         const uint32_t* HWY_RESTRICT cells, size_t n, size_t left, float* HWY_RESTRICT scores,
+                         size_t score_stride) {
+  using V = hn::Vec<D>;
+  const size_t lanes = hn::Lanes(d);
+  const size_t dim = static_cast<size_t>(keys.dim);
+  const size_t row_bytes = RowBytes(kType, dim);
+  for (size_t i = 0; i < n; i += 4) {
+    const uint8_t* rows[4];
+    for (size_t r = 0; r < 4; ++r) {
+      rows[r] = keys.data + cells[std::min(i + r, n - 1)] * keys.stride;
+      if (i + r + kRowsAhead < left) PrefetchRow(keys.data + cells[i + r + kRowsAhead] * keys.stride, row_bytes);
+    }
+    V sum[kHeads][4];
+    for (int g = 0; g < kHeads; ++g) {
+      for (int r = 0; r < 4; ++r) sum[g][r] = hn::Zero(d);
+    }
+    for (size_t x = 0; x < dim; x += lanes) {
+      V qv[kHeads];
+      for (int g = 0; g < kHeads; ++g) qv[g] = hn::LoadU(d, q + g * q_stride + x);
+      for (int r = 0; r < 4; ++r) {
+        const V k = LoadElements<kType>(d, rows[r], x);
+        for (int g = 0; g < kHeads; ++g) sum[g][r] = hn::MulAdd(k, qv[g], sum[g][r]);
+      }
+    }
+    for (int g = 0; g < kHeads; ++g) {
+      StoreSums4(d, sum[g][0], sum[g][1], sum[g][2], sum[g][3], scores + g * score_stride + i);
+    }
+  }
+}
+
+// Turns dot products into logits, in place: n rounded up to whole vectors, which must be readable.
+HWY_INLINE void ScaleLogits(float scale, float softcap, float* HWY_RESTRICT x, size_t n) {
+  const WideTag d;
+  const size_t lanes = hn::Lanes(d);
+  if (softcap > 0) {
+    const auto in = hn::Set(d, scale / softcap);
+    const auto out = hn::Set(d, softcap);
+    for (size_t i = 0; i < n; i += lanes) {
+      hn::StoreU(hn::Mul(out, hn::Tanh(d, hn::Mul(in, hn::LoadU(d, x + i)))), d, x + i);
+    }
+  } else {
+    const auto in = hn::Set(d, scale);
+    for (size_t i = 0; i < n; i += lanes) hn::StoreU(hn::Mul(in, hn::LoadU(d, x + i)), d, x + i);
+  }
+}
+
+// Logits of all query heads of the group against one block: scores [heads][kBlock].
+HWY_INLINE void ScoreBlock(const QueryHeads& query, const HeadRows& keys, const uint32_t* HWY_RESTRICT cells, size_t n,
+                           size_t left, float* HWY_RESTRICT scores) {
+  WithTag(keys.dim, [&](auto d) HWY_ATTR {
+    WithType(keys.type, [&](auto type) HWY_ATTR {
+      constexpr ElementType kType = decltype(type)::value;
+      for (int g = 0; g < query.heads; g += kHeadsPerLoad) {
+        const float* q = query.q + g * query.stride;
+        float* out = scores + g * kBlock;
+        switch (std::min(kHeadsPerLoad, query.heads - g)) {
+          case 4:
+            DotBlock<kType, 4>(d, q, query.stride, keys, cells, n, left, out, kBlock);
+            break;
+          case 3:
+            DotBlock<kType, 3>(d, q, query.stride, keys, cells, n, left, out, kBlock);
+            break;
+          case 2:
+            DotBlock<kType, 2>(d, q, query.stride, keys, cells, n, left, out, kBlock);
+            break;
+          default:
+            DotBlock<kType, 1>(d, q, query.stride, keys, cells, n, left, out, kBlock);
+        }
+      }
+    });
+  });
+  for (int g = 0; g < query.heads; ++g) ScaleLogits(query.scale, query.softcap, scores + g * kBlock, n);
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace tactic::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // per target
