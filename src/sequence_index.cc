@@ -1,0 +1,108 @@
+#include "tactic/sequence_index.h"
+
+#include <algorithm>
+#include <string>
+
+#include "src/check.h"
+#include "src/cpu/kernels.h"
+#include "src/kmeans.h"
+#include "src/random.h"
+#include "src/segment.h"
+#include "tactic/isa.h"
+
+namespace tactic {
+namespace {
+
+Status BadRange(int64_t begin, int64_t end, int64_t size) {
+  return Status::OutOfRange("positions [" + std::to_string(begin) + ", " + std::to_string(end) +
+                            ") are not within the sequence; expected 0 <= begin <= end <= " + std::to_string(size));
+}
+
+// Room for clusters per segment and KV head.
+int Slots(const Options& options) {
+  const int clusters = ClusterCount(options.MaxSegment(), options.cluster_size);
+  return (clusters + cpu::kCentroidLanes - 1) / cpu::kCentroidLanes * cpu::kCentroidLanes;
+}
+
+}  // namespace
+
+SequenceIndex::SequenceIndex(const LayerShape& shape, const Options& options)
+    : shape_(shape), options_(options), slots_(Slots(options)) {
+  TACTIC_CHECK(shape.Validate().ok() && options.Validate().ok());
+  (void)IsaStatus();  // applies TACTIC_FORCE_ISA before the first kernel runs; Plan reports a bad value
+}
+
+void SequenceIndex::Append(int64_t n) {
+  TACTIC_CHECK(n >= 0);
+  size_ += n;
+}
+
+Status SequenceIndex::Truncate(int64_t n) { return RemoveRange(n, size_); }
+
+Status SequenceIndex::RemoveRange(int64_t begin, int64_t end) {
+  if (begin < 0 || begin > end || end > size_) return BadRange(begin, end, size_);
+  if (begin == end) return Status::Ok();
+  size_ -= end - begin;
+  while (!segments_.empty() && (!segments_.back() || segments_.back()->end() > begin)) segments_.pop_back();
+  return Status::Ok();
+}
+
+Status SequenceIndex::Invalidate(int64_t begin, int64_t end) {
+  if (begin < 0 || begin > end || end > size_) return BadRange(begin, end, size_);
+  if (begin == end) return Status::Ok();
+  const int64_t length = options_.MaxSegment();
+  const int64_t last = std::min<int64_t>((end - 1) / length, static_cast<int64_t>(segments_.size()) - 1);
+  for (int64_t j = begin / length; j <= last; ++j) segments_[j] = nullptr;
+  return Status::Ok();
+}
+
+int SequenceIndex::PlanBuild() {
+  pending_.clear();
+  const int64_t closable = std::max<int64_t>(0, size_ - options_.recent);
+  const int64_t length = options_.MaxSegment();
+  int64_t end_of_all = closable / length * length;
+  if (options_.segment_size == 0) {  // the last one grows in steps of the update interval
+    end_of_all += closable % length / options_.update_interval * options_.update_interval;
+  }
+  for (int64_t j = 0; j * length < end_of_all; ++j) {
+    const int64_t end = std::min((j + 1) * length, end_of_all);
+    const int64_t first = std::max<int64_t>(j * length, options_.sinks);
+    if (first >= end) continue;  // nothing but sinks
+    if (j >= std::ssize(segments_)) segments_.resize(j + 1);
+    if (segments_[j] && segments_[j]->end() == end && segments_[j]->Filled()) continue;
+    pending_.push_back({static_cast<int>(j), std::make_shared<Segment>(first, end, shape_.kv_heads)});
+    segments_[j] = pending_.back().segment;
+  }
+  return static_cast<int>(pending_.size()) * shape_.kv_heads;
+}
+
+void SequenceIndex::BuildUnit(int unit, const RowsView& keys, std::span<const uint32_t> cells) {
+  const Pending& pending = pending_[unit / shape_.kv_heads];
+  const int kv_head = unit % shape_.kv_heads;
+  Segment& segment = *pending.segment;
+  // Every segment and head draws its own initial centroids, the same ones whenever it is rebuilt.
+  const uint64_t seed = Random(options_.seed ^ (static_cast<uint64_t>(pending.ordinal) << 32 | kv_head)).Next();
+  ClusterKeys(keys, kv_head, shape_.head_dim,
+              cells.subspan(segment.first(), static_cast<size_t>(segment.end() - segment.first())), options_, seed,
+              slots_, &segment.mutable_head(kv_head));
+  segment.CountFilled();
+}
+
+int SequenceIndex::UsableSegments(int64_t num_tokens) const {
+  int usable = static_cast<int>(segments_.size());
+  while (usable > 0 &&
+         (!segments_[usable - 1] || segments_[usable - 1]->end() + options_.recent > num_tokens)) {
+    --usable;
+  }
+  return usable;
+}
+
+size_t SequenceIndex::MemoryBytes() const {
+  size_t bytes = segments_.capacity() * sizeof(segments_[0]);
+  for (const auto& segment : segments_) {
+    if (segment) bytes += segment->MemoryBytes();
+  }
+  return bytes;
+}
+
+}  // namespace tactic
