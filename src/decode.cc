@@ -1,0 +1,250 @@
+// The decode step: lays out the work of one layer and runs the stages. The only file that names them all.
+#include "tactic/decode.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "src/budget_paper.h"
+#include "src/check.h"
+#include "src/segment.h"
+#include "src/step.h"
+#include "tactic/isa.h"
+
+namespace tactic {
+namespace {
+
+Status CheckRows(const char* name, const RowsView& rows, int dim) {
+  const std::string what(name);
+  if (rows.data == nullptr) return Status::InvalidArgument(what + ".data is null; expected the rows of the layer");
+  if (rows.type > ElementType::kQ4_0) return Status::InvalidArgument(what + ".type is not an ElementType");
+  const bool quantised = rows.type == ElementType::kQ8_0 || rows.type == ElementType::kQ4_0;
+  if (quantised && dim % kQuantBlock != 0) {
+    return Status::InvalidArgument(what + " have " + std::to_string(dim) + " elements per row; expected a multiple of " +
+                                   std::to_string(kQuantBlock) + " for " + ElementTypeName(rows.type));
+  }
+  return Status::Ok();
+}
+
+Status CheckRequest(const LayerShape& shape, const Options& options, const DecodeRequest& request) {
+  if (request.q == nullptr || request.out == nullptr) {
+    return Status::InvalidArgument("q or out is null; expected [q_heads] rows each");
+  }
+  TACTIC_RETURN_IF_ERROR(CheckRows("keys", request.keys, shape.head_dim));
+  TACTIC_RETURN_IF_ERROR(CheckRows("values", request.values, shape.value_dim));
+  if (request.index == nullptr) return Status::Ok();
+  if (!(request.index->shape() == shape)) {
+    return Status::InvalidArgument("index belongs to a layer of another shape");
+  }
+  if (std::ssize(request.cells) > request.index->size()) {
+    return Status::InvalidArgument("cells has " + std::to_string(request.cells.size()) +
+                                   " positions; expected at most the index's " + std::to_string(request.index->size()));
+  }
+  if (request.index->options().sinks != options.sinks || request.index->options().recent != options.recent ||
+      request.index->options().MaxSegment() != options.MaxSegment()) {
+    return Status::InvalidArgument("index was built with other values of sinks, recent or segment_size");
+  }
+  return Status::Ok();
+}
+
+// Appends the cells that `r` reads whatever the query: those of no usable segment's clusters.
+void AppendForced(const RequestPlan& r, std::vector<uint32_t>* out) {
+  int64_t covered = 0;
+  const auto append = [&](int64_t end) {
+    for (; covered < end; ++covered) out->push_back(r.request.cells[covered]);
+  };
+  for (const auto& segment : r.segments) {
+    if (!segment) continue;
+    append(segment->first());
+    covered = segment->end();
+  }
+  append(std::ssize(r.request.cells));
+}
+
+template <class T>
+void Grow(std::vector<T>* buffer, int64_t size) {
+  if (std::ssize(*buffer) < size) buffer->resize(static_cast<size_t>(size));
+}
+
+}  // namespace
+
+class DecodeStep::Impl : public Step {};
+
+DecodeStep::DecodeStep() : impl_(std::make_unique<Impl>()) {}
+DecodeStep::~DecodeStep() = default;
+DecodeStep::DecodeStep(DecodeStep&&) noexcept = default;
+DecodeStep& DecodeStep::operator=(DecodeStep&&) noexcept = default;
+
+Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const DecodeParams& params,
+                        std::span<const DecodeRequest> requests, int threads) {
+  TACTIC_RETURN_IF_ERROR(IsaStatus());
+  TACTIC_RETURN_IF_ERROR(shape.Validate());
+  TACTIC_RETURN_IF_ERROR(options.Validate());
+  if (threads < 1) return Status::InvalidArgument("threads is " + std::to_string(threads) + "; expected at least 1");
+  if (!(params.scale > 0) || !std::isfinite(params.scale) || !(params.softcap >= 0)) {
+    return Status::InvalidArgument("scale is " + std::to_string(params.scale) + " and softcap " +
+                                   std::to_string(params.softcap) + "; expected scale > 0 and softcap >= 0");
+  }
+  for (size_t i = 0; i < requests.size(); ++i) {
+    Status status = CheckRequest(shape, options, requests[i]);
+    if (!status.ok()) return Status(status.code(), "request " + std::to_string(i) + ": " + status.message());
+  }
+
+  Step& step = *impl_;
+  step.shape = shape;
+  step.options = options;
+  step.params = params;
+  step.threads = threads;
+  step.requests.clear();
+  step.forced_cells.clear();
+  step.max_parts = 1;
+  int64_t clusters = 0;
+  int64_t rows = 0;
+  int64_t most_clusters = 0;
+  int64_t most_tokens = 0;
+  // Units per thread: enough for an even split of what differs between KV heads and segments.
+  const int64_t units = 4 * threads;
+  for (const DecodeRequest& request : requests) {
+    RequestPlan r;
+    r.request = request;
+    const int64_t tokens = std::ssize(request.cells);
+    if (request.index != nullptr && options.mode == Mode::kPaper && tokens >= options.dense_below) {
+      r.segments = request.index->segments().first(static_cast<size_t>(request.index->UsableSegments(tokens)));
+    }
+    if (!r.dense()) {
+      step.slots = request.index->slots();
+      r.clusters = std::ssize(r.segments) * step.slots;
+      r.first_cluster = clusters;
+      clusters += r.clusters;
+      r.row_capacity = r.segments.back()->end();
+      r.first_row = rows;
+      rows += r.row_capacity * shape.kv_heads;
+      const int64_t pairs = std::ssize(requests) * shape.kv_heads;
+      r.parts = static_cast<int>(std::clamp<int64_t>((units + pairs - 1) / pairs, 1, std::ssize(r.segments)));
+      step.max_parts = std::max(step.max_parts, r.parts);
+      most_clusters = std::max(most_clusters, r.clusters);
+      most_tokens = std::max(most_tokens, tokens);
+    }
+    step.requests.push_back(r);
+  }
+  // Spans into forced_cells only once it has stopped growing.
+  std::vector<size_t> begins;
+  for (const RequestPlan& r : step.requests) {
+    begins.push_back(step.forced_cells.size());
+    if (!r.dense()) AppendForced(r, &step.forced_cells);
+  }
+  begins.push_back(step.forced_cells.size());
+  for (size_t i = 0; i < step.requests.size(); ++i) {
+    step.requests[i].forced = std::span(step.forced_cells).subspan(begins[i], begins[i + 1] - begins[i]);
+  }
+
+  const int64_t pairs = std::ssize(requests) * shape.kv_heads;
+  Grow(&step.scores, clusters * shape.q_heads);
+  Grow(&step.taken, clusters * shape.q_heads);
+  Grow(&step.sizes, clusters * shape.kv_heads);
+  Grow(&step.rows, rows);
+  Grow(&step.counts, pairs * step.max_parts);
+  Grow(&step.used, pairs * 2 * threads);
+  Grow(&step.states, pairs * 2 * threads * shape.group() * static_cast<int64_t>(step.StateStride()));
+  step.reports.assign(requests.size() * shape.q_heads, HeadReport());
+  step.own_lse.assign(requests.size() * shape.q_heads, 0.0);
+  step.samples.assign(requests.size() * shape.q_heads, 0u);
+  int64_t samples = 0;
+  int64_t head = 0;
+  if (most_tokens > 0) {
+    const CurvePlan plan = CurvePlan::Make(std::max<int64_t>(most_tokens, 4 * CurvePlan::kSmallestWindow), options.head_share,
+                                           options.near_window, options.far_window, options.window_share);
+    samples = plan.Samples();
+    head = plan.head;
+  }
+  if (std::ssize(step.scratch) < threads) step.scratch.resize(threads);
+  for (Step::Scratch& scratch : step.scratch) {
+    Grow(&scratch.order, most_clusters);
+    Grow(&scratch.bucket_of, most_clusters);
+    Grow(&scratch.cells, samples);
+    Grow(&scratch.logits, samples);
+    Grow(&scratch.prefix, head);
+  }
+  return Status::Ok();
+}
+
+void DecodeStep::RunPhase(Phase phase, int thread) {
+  switch (phase) {
+    case Phase::kRank:
+      return RankStage(*impl_, thread);
+    case Phase::kBudget:
+      return BudgetStage(*impl_, thread);
+    case Phase::kSelect:
+      return SelectStage(*impl_, thread);
+    case Phase::kAttend:
+      return AttendStage(*impl_, thread);
+    case Phase::kCombine:
+      return CombineStage(*impl_, thread);
+  }
+}
+
+void DecodeStep::Run() {
+  TACTIC_CHECK(impl_->threads == 1);
+  for (int phase = 0; phase < kPhases; ++phase) RunPhase(static_cast<Phase>(phase), 0);
+}
+
+DecodeStats DecodeStep::stats() const {
+  Step& step = *impl_;
+  DecodeStats stats;
+  const LayerShape& shape = step.shape;
+  for (int request = 0; request < step.num_requests(); ++request) {
+    const RequestPlan& r = step.requests[request];
+    const auto key_bytes = static_cast<int64_t>(RowBytes(r.request.keys.type, shape.head_dim));
+    const int64_t row_bytes = key_bytes + static_cast<int64_t>(RowBytes(r.request.values.type, shape.value_dim));
+    const int64_t tokens = std::ssize(r.request.cells);
+    stats.rows_dense += tokens * shape.kv_heads;
+    stats.bytes_dense += tokens * shape.kv_heads * row_bytes;
+    for (int h = 0; h < shape.kv_heads; ++h) {
+      const int64_t rows = step.reports[step.Query(request, h * shape.group())].union_rows;
+      stats.rows_read += rows;
+      stats.bytes_read += rows * row_bytes;
+      for (const auto& segment : r.segments) {
+        if (segment) stats.bytes_read += int64_t{2} * segment->head(h).count * shape.head_dim;
+      }
+    }
+    for (int h = 0; h < shape.q_heads; ++h) stats.bytes_read += step.samples[step.Query(request, h)] * key_bytes;
+  }
+  return stats;
+}
+
+std::span<const HeadReport> DecodeStep::head_reports() const { return impl_->reports; }
+
+std::vector<uint32_t> DecodeStep::SelectedCells(int request, int kv_head) const {
+  Step& step = *impl_;
+  const RequestPlan& r = step.requests[request];
+  if (r.dense()) return {r.request.cells.begin(), r.request.cells.end()};
+  std::vector<uint32_t> chosen(r.forced.begin(), r.forced.end());
+  for (int part = 0; part < r.parts; ++part) {
+    const uint32_t count = step.Counts(request, kv_head)[part];
+    int64_t first = step.Part(r, part).begin;
+    while (count > 0 && !r.segments[first]) ++first;
+    if (count == 0) continue;
+    const uint32_t* rows = step.Rows(r, kv_head) + r.segments[first]->first();
+    chosen.insert(chosen.end(), rows, rows + count);
+  }
+  // By position: the order of the request's own list.
+  std::vector<uint32_t> position_of(r.request.cells.empty() ? 0 : 1 + *std::max_element(r.request.cells.begin(), r.request.cells.end()));
+  for (size_t p = 0; p < r.request.cells.size(); ++p) position_of[r.request.cells[p]] = static_cast<uint32_t>(p);
+  std::sort(chosen.begin(), chosen.end(), [&](uint32_t a, uint32_t b) { return position_of[a] < position_of[b]; });
+  return chosen;
+}
+
+size_t DecodeStep::WorkspaceBytes() const {
+  const Step& step = *impl_;
+  size_t bytes = step.scores.capacity() * sizeof(float) + step.states.capacity() * sizeof(float) + step.used.capacity() +
+                 (step.taken.capacity() + step.sizes.capacity() + step.counts.capacity() + step.rows.capacity() +
+                  step.forced_cells.capacity()) *
+                     sizeof(uint32_t);
+  for (const Step::Scratch& s : step.scratch) {
+    bytes += s.order.capacity() * sizeof(uint32_t) + s.bucket_of.capacity() + s.cells.capacity() * sizeof(uint32_t) +
+             s.logits.capacity() * sizeof(float) + s.prefix.capacity() * sizeof(double);
+  }
+  return bytes;
+}
+
+}  // namespace tactic
