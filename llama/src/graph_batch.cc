@@ -1,0 +1,208 @@
+#include "llama/src/graph_batch.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "ggml-backend.h"
+
+namespace tactic::llama {
+namespace {
+
+constexpr const char* kKeyCachePrefix = "cache_k_l";
+
+bool ReadType(ggml_type type, ElementType* out) {
+  switch (type) {
+    case GGML_TYPE_F32:
+      *out = ElementType::kF32;
+      return true;
+    case GGML_TYPE_F16:
+      *out = ElementType::kF16;
+      return true;
+    case GGML_TYPE_BF16:
+      *out = ElementType::kBF16;
+      return true;
+    case GGML_TYPE_Q8_0:
+      *out = ElementType::kQ8_0;
+      return true;
+    case GGML_TYPE_Q4_0:
+      *out = ElementType::kQ4_0;
+      return true;
+    default:
+      return false;
+  }
+}
+
+// A view of a cache tensor, [dim, cells, heads, streams], as rows numbered from the tensor's first cell.
+Status ReadRows(const ggml_tensor* view, RowsView* rows) {
+  const std::string name = view->name;
+  if (view->view_src == nullptr || view->view_src->buffer == nullptr) {
+    return Status::Unsupported(name + " is not a view of the KV cache");
+  }
+  if (!ggml_backend_buffer_is_host(view->view_src->buffer)) {
+    return Status::Unsupported(name + " lies in a device buffer; expected the KV cache in host memory");
+  }
+  if (!ReadType(view->type, &rows->type)) {
+    return Status::Unsupported(name + " has type " + ggml_type_name(view->type) +
+                               "; expected f32, f16, bf16, q8_0 or q4_0");
+  }
+  if (view->nb[0] != ggml_type_size(view->type)) {
+    return Status::Unsupported(name + " is stored transposed; expected rows of one token each");
+  }
+  rows->data = static_cast<const uint8_t*>(view->view_src->data);
+  rows->row_stride = view->nb[1];
+  rows->head_stride = view->nb[2];
+  return Status::Ok();
+}
+
+}  // namespace
+
+Status LayerView::Read(const ggml_tensor* attention) {
+  const ggml_tensor* q = attention->src[0];
+  const ggml_tensor* k = attention->src[1];
+  const ggml_tensor* v = attention->src[2];
+  const ggml_tensor* mask = attention->src[3];
+  if (k->view_src == nullptr || std::strncmp(k->view_src->name, kKeyCachePrefix, std::strlen(kKeyCachePrefix)) != 0) {
+    return Status::Unsupported("attention reads keys from " + std::string(k->name) + "; expected a KV cache");
+  }
+  if (mask == nullptr || mask->type != GGML_TYPE_F16 || mask->buffer == nullptr ||
+      !ggml_backend_buffer_is_host(mask->buffer)) {
+    return Status::Unsupported("attention has no f16 mask in host memory");
+  }
+  if (attention->src[4] != nullptr) return Status::Unsupported("attention has learned sinks");
+  if (q->type != GGML_TYPE_F32 || attention->type != GGML_TYPE_F32 || !ggml_is_contiguous(attention)) {
+    return Status::Unsupported("queries or outputs are not f32");
+  }
+  TACTIC_RETURN_IF_ERROR(ReadRows(k, &keys));
+  TACTIC_RETURN_IF_ERROR(ReadRows(v, &values));
+  float params[3];  // scale, max_bias, softcap
+  std::memcpy(params, attention->op_params, sizeof(params));
+  if (params[1] != 0) return Status::Unsupported("attention uses ALiBi");
+  layer = std::atoi(k->view_src->name + std::strlen(kKeyCachePrefix));
+  node = attention;
+  shape = {static_cast<int>(q->ne[2]), static_cast<int>(k->ne[2]), static_cast<int>(k->ne[0]),
+           static_cast<int>(v->ne[0])};
+  tokens = q->ne[1];
+  streams = q->ne[3];
+  scale = params[0];
+  softcap = params[2];
+  Status status = shape.Validate();
+  if (!status.ok()) return Status::Unsupported(status.message());
+  if (k->ne[3] != streams || mask->ne[3] != streams || mask->ne[1] < tokens || mask->ne[2] != 1 || v->ne[2] != k->ne[2]) {
+    return Status::Unsupported("attention has sources of unexpected sizes");
+  }
+  return Status::Ok();
+}
+
+std::vector<int64_t> LayerView::StreamBases() const {
+  const ggml_tensor* k = node->src[1];
+  const auto offset = static_cast<int64_t>(static_cast<const uint8_t*>(k->data) - keys.data);
+  std::vector<int64_t> bases;
+  for (int64_t s = 0; s < streams; ++s) {
+    bases.push_back((offset + s * static_cast<int64_t>(k->nb[3])) / static_cast<int64_t>(keys.row_stride));
+  }
+  return bases;
+}
+
+void AttentionBatch::PlanIndex(Layer* layer) {
+  layer->builds.clear();
+  layer->next_unit = 0;
+  if (options_->policy != Policy::kPaper) return;
+  for (const TrackedRow& row : *layer->rows) {
+    if (row.track == nullptr) continue;
+    const bool seen = std::any_of(layer->builds.begin(), layer->builds.end(),
+                                  [&](const Layer::Build& build) { return build.track == row.track; });
+    if (seen) continue;
+    auto [at, created] = row.track->indexes.try_emplace(layer->view.layer, layer->view.shape, options_->tactic);
+    if (created) at->second.Append(std::ssize(row.track->cells));
+    layer->builds.push_back({row.track, &at->second, at->second.PlanBuild()});
+  }
+}
+
+void AttentionBatch::Index(Layer* layer, int thread, int threads) {
+  if (thread == 0) {
+    if (layer->record_prints) layer->tracker->RecordPrints();
+    if (layer->decode) PlanStep(layer, threads);
+  }
+  int total = 0;
+  for (const Layer::Build& build : layer->builds) total += build.units;
+  if (total == 0) return;
+  const auto begin = std::chrono::steady_clock::now();
+  for (int unit = layer->next_unit++; unit < total; unit = layer->next_unit++) {
+    int within = unit;
+    for (const Layer::Build& build : layer->builds) {
+      if (within < build.units) {
+        build.index->BuildUnit(within, layer->view.keys, build.track->cells);
+        break;
+      }
+      within -= build.units;
+    }
+  }
+  build_ns_ += std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin).count();
+}
+
+void AttentionBatch::PlanStep(Layer* layer, int threads) {
+  Harvest();
+  const LayerView& view = layer->view;
+  const ggml_tensor* q = view.node->src[0];
+  const ggml_tensor* out = view.node;
+  requests_.clear();
+  for (int64_t s = 0; s < view.streams; ++s) {
+    for (int64_t t = 0; t < view.tokens; ++t) {
+      const TrackedRow& row = (*layer->rows)[s * view.tokens + t];
+      DecodeRequest request;
+      request.q = reinterpret_cast<const float*>(static_cast<const uint8_t*>(q->data) + t * q->nb[1] + s * q->nb[3]);
+      request.q_stride = q->nb[2] / sizeof(float);
+      request.keys = view.keys;
+      request.values = view.values;
+      request.cells = row.cells();
+      request.out = reinterpret_cast<float*>(static_cast<uint8_t*>(out->data) + t * out->nb[2] + s * out->nb[3]);
+      request.out_stride = out->nb[1] / sizeof(float);
+      if (row.track != nullptr && options_->policy == Policy::kPaper) {
+        request.index = &row.track->indexes.at(view.layer);
+      }
+      requests_.push_back(request);
+    }
+  }
+  Options tactic = options_->tactic;
+  tactic.mode = options_->policy == Policy::kPaper ? Mode::kPaper : Mode::kDense;
+  const DecodeParams params{view.scale, view.softcap, measure_};
+  const Status status = step_.Plan(view.shape, tactic, params, requests_, threads);
+  if (!status.ok()) {  // everything was checked when the node was taken over
+    std::fprintf(stderr, "tactic: internal error: layer %d: %s\n", view.layer, status.message().c_str());
+    std::abort();
+  }
+  step_done_ = false;
+}
+
+void AttentionBatch::Run(Layer* layer, Phase phase, int thread) {
+  (void)layer;
+  step_.RunPhase(phase, thread);
+  if (phase == Phase::kCombine && thread == 0) step_done_ = true;
+}
+
+void AttentionBatch::Harvest() {
+  stats_.index_build_ns += build_ns_.exchange(0);
+  if (!step_done_) return;
+  step_done_ = false;
+  const DecodeStats step = step_.stats();
+  stats_.rows_read += step.rows_read;
+  stats_.rows_dense += step.rows_dense;
+  stats_.bytes_read += step.bytes_read;
+  stats_.bytes_dense += step.bytes_dense;
+  const double reached = options_->tactic.target - 0.001;
+  for (const HeadReport& head : step_.head_reports()) {
+    if (head.own_mass < 0) continue;
+    ++stats_.cases;
+    stats_.own_mass_sum += head.own_mass;
+    stats_.union_mass_sum += head.union_mass;
+    stats_.own_mass_min = std::min(stats_.own_mass_min, head.own_mass);
+    stats_.union_mass_min = std::min(stats_.union_mass_min, head.union_mass);
+    stats_.own_reached += head.own_mass >= reached;
+    stats_.union_reached += head.union_mass >= reached;
+  }
+}
+
+}  // namespace tactic::llama
