@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Shared by the scripts beside it: messages, elapsed times, and long commands that stay quiet.
-# Source it; it changes nothing by itself.
+# When the outermost script began: scripts that it starts go on counting from there.
+export TACTIC_STARTED_AT=${TACTIC_STARTED_AT:-$EPOCHSECONDS}
 
 say() { printf '%s\n' "$*"; }
 die() {
@@ -11,8 +12,8 @@ die() {
 # 75 -> 1:15
 clock() { printf '%d:%02d' "$(($1 / 60))" "$(($1 % 60))"; }
 
-# A heading with the time since the script began, for logs that are read afterwards.
-section() { printf '\n==== [%s] %s\n' "$(clock "$SECONDS")" "$*"; }
+# A heading with the time since the beginning, for logs that are read afterwards.
+section() { printf '\n==== [%s] %s\n' "$(clock $((EPOCHSECONDS - TACTIC_STARTED_AT)))" "$*"; }
 
 logged_child=
 # Ends the command that run_logged started, with everything it started in turn.

@@ -72,35 +72,31 @@ missing_packages() {
   fi
 }
 
-# Prints what to put before a command to run it as root, or fails. The check runs as run_logged
-# runs things: without the terminal, where a password that sudo remembers does not count.
-root_prefix() {
-  if ((EUID == 0)); then
-    echo env
-  elif command -v sudo >/dev/null && setsid -w sudo -n true >/dev/null 2>&1 </dev/null; then
-    echo sudo -n env
-  else
-    return 1
-  fi
-}
-
-# Waits for another apt, finishes what an interrupted one left half done, and survives a failing
-# `update` (one broken third-party source must not stop us) as long as the packages can be had.
+# Runs as root. Waits for another apt to finish. A failing `update` (one broken third-party source)
+# or fetch is not the end, as long as the installation itself succeeds; where an earlier one was cut
+# short, dpkg has to be told to finish it first.
 # shellcheck disable=SC2016  # expanded by the bash that runs it
 readonly apt_script='
-  apt="apt-get -o DPkg::Lock::Timeout=300"
-  dpkg --configure -a
-  for try in 1 2 3; do $apt update && break; sleep 5; done
-  $apt install -y --no-install-recommends "$@"'
+  export DEBIAN_FRONTEND=noninteractive
+  apt="apt-get -o DPkg::Lock::Timeout=300 -y --no-install-recommends"
+  case $0 in
+    fetch)
+      for try in 1 2 3; do $apt update && break; sleep 5; done
+      $apt install --download-only "$@" || true ;;
+    install)
+      $apt install "$@" || { dpkg --configure -a; $apt install "$@"; } ;;
+  esac'
 
 install_packages() {
-  local missing as_root
+  local missing as_root=()
   mapfile -t missing < <(missing_packages)
   ((${#missing[@]})) || return 0
   if ! command -v apt-get >/dev/null; then
     die "please install what Debian calls: ${missing[*]}"
   fi
-  if ! as_root=$(root_prefix); then
+  ((EUID == 0)) || as_root=(sudo -n)
+  # Asked as run_logged will ask: without the terminal, where a remembered password does not count.
+  if ! setsid -w "${as_root[@]}" true >/dev/null 2>&1 </dev/null; then
     say "These packages are missing, and installing them needs root:" >&2
     printf '  %s\n' "${missing[@]}" >&2
     say "Please run this once, then repeat your command:" >&2
@@ -108,9 +104,13 @@ install_packages() {
     exit 1
   fi
   command -v ccache >/dev/null || missing+=(ccache)  # makes later builds fast; never insisted on
-  # shellcheck disable=SC2086  # as_root is several words
-  run_logged "Installing ${#missing[@]} system packages (${missing[*]})" build/logs/apt.log \
-    $as_root DEBIAN_FRONTEND=noninteractive bash -c "$apt_script" apt "${missing[@]}"
+  run_logged "Fetching system packages (${missing[*]})" build/logs/apt_fetch.log \
+    "${as_root[@]}" bash -c "$apt_script" fetch "${missing[@]}"
+  run_to_end=1
+  run_logged "Installing them" build/logs/apt_install.log \
+    "${as_root[@]}" bash -c "$apt_script" install "${missing[@]}"
+  run_to_end=0
+  ((!interrupted)) || stop "$interrupted"
   hash -r
   mapfile -t missing < <(missing_packages)
   ((${#missing[@]} == 0)) || die "still missing after apt-get: ${missing[*]}"
@@ -177,9 +177,11 @@ make_venv() {
   else
     # A cache of its own for this kind of CPU: a wheel built for another one may crash here.
     wheel_cache=${XDG_CACHE_HOME:-$HOME/.cache}/tactic/pip-$(native_target | sha256sum | cut -c 1-12)
-    minutes=$(((llama_core_seconds / $(nproc) + 59) / 60))
-    say "Next is llama.cpp: the first build takes about $minutes min here; later ones are cached."
-    run_logged "Building llama.cpp for this CPU" build/logs/llama.log \
+    if [[ -z $(find "$wheel_cache" -name 'llama_cpp_python-*.whl' 2>/dev/null) ]]; then
+      minutes=$(((llama_core_seconds / $(nproc) + 59) / 60))
+      say "Next is llama.cpp, compiled for this CPU: about $minutes min here, once."
+    fi
+    run_logged "Installing llama.cpp" build/logs/llama.log \
       env CMAKE_ARGS="$llama_cmake_args" PIP_CACHE_DIR="$wheel_cache" \
       "$venv/bin/python" -m pip install -v -r requirements.txt
     prefix=$site
@@ -222,7 +224,14 @@ unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_REQUIREMENT
 export PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 export LC_ALL=C.UTF-8
 
+interrupted=0
+run_to_end=0 # while packages are being unpacked: cutting that short damages dpkg's database
 stop() {
+  if ((run_to_end)); then
+    interrupted=$1
+    printf '\nStopping as soon as the packages are installed ...\n' >&2
+    return
+  fi
   stop_logged_child
   rm -rf build/tmp
   printf '\nInterrupted. The next run starts again where that is safe.\n' >&2
