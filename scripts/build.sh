@@ -5,6 +5,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/lib.sh
 
+trap 'stop_logged_child; exit 130' INT
+trap 'stop_logged_child; exit 143' TERM HUP
+
 (($#)) || die "usage: scripts/build.sh PRESET [cmake options...]"
 preset=$1
 shift
@@ -17,7 +20,11 @@ inputs="$(sha256sum <CMakePresets.json) $prefix $*"
 if [[ ! -f $folder/build.ninja || ! -f $folder/configured_with ||
   $(<"$folder/configured_with") != "$inputs" ]]; then
   # --fresh: a library that CMake found under the old settings must not stay in its cache.
-  "$cmake" --preset "$preset" --fresh -DCMAKE_PREFIX_PATH="$prefix" "$@"
+  run_logged "Configuring $folder" "build/logs/configure_$preset.log" \
+    "$cmake" --preset "$preset" --fresh -DCMAKE_PREFIX_PATH="$prefix" "$@"
   printf '%s\n' "$inputs" >"$folder/configured_with"
 fi
-"$cmake" --build "$folder"
+# Ninja would say that there is nothing to do: say nothing instead.
+if [[ $("$cmake" --build "$folder" -- -n 2>&1) != *"no work to do"* ]]; then
+  "$cmake" --build "$folder"
+fi
