@@ -44,7 +44,12 @@ run_ctest() {
     --no-tests=error
 }
 
-check_format() { cxx_files | each -n 50 "$bin/clang-format" --dry-run -Werror; }
+check_format() {
+  cxx_files | each -n 50 "$bin/clang-format" --dry-run -Werror || {
+    say "'make format' mends this."
+    return 1
+  }
+}
 
 # What is compiled here; headers are looked at through the files that include them (.clang-tidy).
 check_tidy() {
