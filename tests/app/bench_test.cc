@@ -1,0 +1,127 @@
+// `tactic bench` at tiny depths: its records, and the saved prompt.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "subprocess.h"
+
+namespace tactic::app {
+namespace {
+
+using nlohmann::json;
+
+std::vector<std::string> TinyBench(const std::string& cache, const std::string& depths) {
+  return {"bench", "--depths", depths, "--repeats", "2", "--tokens", "3", "--mass-tokens", "2",
+          "--cache-dir", cache, "--json", "-"};
+}
+
+TEST(Bench, WritesARecordPerDepthAndPolicy) {
+  TACTIC_REQUIRE_MODEL();
+  const TemporaryFolder folder;
+  const Outcome outcome = RunTactic(TinyBench(folder.path(), "512,1200"));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const json records = json::parse(outcome.out);
+  ASSERT_EQ(records.size(), 6U);
+  std::set<std::pair<int, std::string>> seen;
+  for (const json& record : records) {
+    seen.insert({record["depth"], record["policy"]});
+    const bool stock = record["policy"] == "stock";
+    EXPECT_GT(record["ms_per_token"]["median"], 0);
+    EXPECT_LE(record["ms_per_token"]["p10"], record["ms_per_token"]["p90"]);
+    EXPECT_EQ(record["tokens_per_step"], 1);
+    EXPECT_EQ(record["steps_timed"], 6);
+    EXPECT_GT(record["rows_read_fraction"], 0);
+    EXPECT_LE(record["rows_read_fraction"], 1);
+    EXPECT_GT(record["bytes_read_fraction"], 0);
+    EXPECT_GT(record["mass_reached_mean"], 0);
+    EXPECT_LE(record["mass_reached_mean"], 1.0001);
+    EXPECT_GE(record["mass_union_mean"].get<double>(), record["mass_reached_mean"].get<double>() - 1e-4);
+    EXPECT_GE(record["target_reached_share"], 0);
+    EXPECT_LE(record["target_reached_share_union"], 1);
+    EXPECT_EQ(record["stock_fa_on_ms"].is_number(), stock);
+    EXPECT_EQ(record["stock_fa_off_ms"].is_number(), stock);
+    EXPECT_EQ(record["fill"], "real");
+    EXPECT_EQ(record["repeats"], 2);
+    EXPECT_EQ(record["fallbacks"], 0);
+    for (const char* field : {"index_bytes", "index_build_ms", "threads", "model", "kv_type_k", "kv_type_v",
+                              "isa", "target", "speedup_vs_stock", "speedup_vs_dense"}) {
+      EXPECT_TRUE(record.contains(field)) << field;
+    }
+  }
+  EXPECT_EQ(seen.size(), 6U);
+  // The table goes to stderr when stdout carries the JSON.
+  EXPECT_NE(outcome.err.find("ms/token"), std::string::npos);
+}
+
+TEST(Bench, ReadsATextOnlyOnce) {
+  TACTIC_REQUIRE_MODEL();
+  const TemporaryFolder folder;
+  const Outcome first = RunTactic(TinyBench(folder.path(), "768"));
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  EXPECT_NE(first.err.find("768 tokens, 0 of them from a saved state"), std::string::npos) << first.err;
+  EXPECT_EQ(folder.Files().size(), 1U);
+  // A smaller depth is a prefix of what was saved, a larger one continues it.
+  const Outcome smaller = RunTactic(TinyBench(folder.path(), "512"));
+  ASSERT_EQ(smaller.exit_code, 0) << smaller.err;
+  EXPECT_NE(smaller.err.find("512 tokens, 512 of them"), std::string::npos) << smaller.err;
+  EXPECT_EQ(folder.Files().size(), 1U);
+  const Outcome larger = RunTactic(TinyBench(folder.path(), "1024"));
+  ASSERT_EQ(larger.exit_code, 0) << larger.err;
+  EXPECT_NE(larger.err.find("1024 tokens, 768 of them"), std::string::npos) << larger.err;
+  EXPECT_EQ(folder.Files().size(), 2U);
+}
+
+TEST(Bench, DamagedStateIsReadAgain) {
+  TACTIC_REQUIRE_MODEL();
+  const TemporaryFolder folder;
+  ASSERT_EQ(RunTactic(TinyBench(folder.path(), "512")).exit_code, 0);
+  ASSERT_EQ(folder.Files().size(), 1U);
+  std::filesystem::resize_file(folder.path(folder.Files()[0]), 100000);
+  const Outcome outcome = RunTactic(TinyBench(folder.path(), "512"));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_NE(outcome.err.find("read again"), std::string::npos) << outcome.err;
+}
+
+TEST(Bench, NoCacheLeavesNoFiles) {
+  TACTIC_REQUIRE_MODEL();
+  const TemporaryFolder folder;
+  std::vector<std::string> arguments = TinyBench(folder.path(), "512");
+  arguments.push_back("--no-cache");
+  ASSERT_EQ(RunTactic(arguments).exit_code, 0);
+  EXPECT_TRUE(folder.Files().empty());
+}
+
+TEST(Bench, RandomFillReadsNothingAndMeasuresNoMass) {
+  TACTIC_REQUIRE_MODEL();
+  const TemporaryFolder folder;
+  std::vector<std::string> arguments = TinyBench(folder.path(), "2048");
+  arguments.insert(arguments.end(), {"--fill", "random", "--policies", "stock,dense"});
+  const Outcome outcome = RunTactic(arguments);
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const json records = json::parse(outcome.out);
+  ASSERT_EQ(records.size(), 2U);
+  for (const json& record : records) {
+    EXPECT_EQ(record["fill"], "random");
+    EXPECT_TRUE(record["mass_reached_mean"].is_null());
+    EXPECT_TRUE(record["target_reached_share"].is_null());
+  }
+  EXPECT_NE(outcome.err.find("random"), std::string::npos);
+  EXPECT_TRUE(folder.Files().empty());
+}
+
+TEST(Bench, QuantisedValuesHaveNoStockWithoutFlashAttention) {
+  TACTIC_REQUIRE_MODEL();
+  const TemporaryFolder folder;
+  std::vector<std::string> arguments = TinyBench(folder.path(), "512");
+  arguments.insert(arguments.end(), {"--kv-type", "q8_0"});
+  const Outcome outcome = RunTactic(arguments);
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  for (const json& record : json::parse(outcome.out)) {
+    EXPECT_EQ(record["kv_type_v"], "q8_0");
+    EXPECT_TRUE(record["stock_fa_off_ms"].is_null());
+  }
+}
+
+}  // namespace
+}  // namespace tactic::app
