@@ -62,7 +62,7 @@ void CombineHead(Step& step, int request, int q_head) {
     MergeState(step.States(request, kv_head, slot) + (q_head % step.group()) * step.StateStride(), dim, total);
   }
   // No visible row, no output: zero, as an engine gives for a row that is masked throughout.
-  const float norm = StateEmpty(total, dim) && StateSum(total, dim) == 0 ? 0.0f : 1.0f / StateSum(total, dim);
+  const float norm = StateEmpty(total, dim) ? 0.0f : 1.0f / StateSum(total, dim);
   float* out = r.request.out + q_head * r.request.out_stride;
   for (int i = 0; i < dim; ++i) out[i] = total[i] * norm;
 

@@ -1,7 +1,7 @@
 // SoftmaxState: a partial softmax(q K) V that can be merged with others over disjoint rows.
 //
-// Laid out as value_dim + 2 floats: the sum of exp(logit - max) * v, then max, then the sum of exp(logit - max). max = -inf is
-// the empty state. Merging is associative up to rounding; callers merge in a fixed order so that results repeat.
+// Laid out as value_dim + 2 floats: the sum of exp(logit - max) * v, then max, then the sum of exp(logit - max). max = -inf, sum = 0
+// is the empty state. Merging is associative up to rounding; callers merge in a fixed order so that results repeat.
 #ifndef TACTIC_SRC_SOFTMAX_STATE_H_
 #define TACTIC_SRC_SOFTMAX_STATE_H_
 
@@ -25,8 +25,9 @@ inline void ClearState(float* state, int value_dim) {
   StateSum(state, value_dim) = 0;
 }
 
+// A NaN logit may leave max at -inf, but never sum at 0: such a state is not empty and must not be dropped.
 inline bool StateEmpty(const float* state, int value_dim) {
-  return StateMax(state, value_dim) == -std::numeric_limits<float>::infinity();
+  return StateMax(state, value_dim) == -std::numeric_limits<float>::infinity() && StateSum(state, value_dim) == 0;
 }
 
 // into += from.
