@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "hwy/highway.h"
 #include "tactic/rows_view.h"
@@ -23,6 +24,19 @@ namespace hn = hwy::HWY_NAMESPACE;
 using WideTag = hn::CappedTag<float, 16>;
 using NarrowTag = hn::CappedTag<float, 8>;
 
+// f16 to f32. Highway emulates the conversion where the CPU has none, as if the largest exponent were an ordinary one: infinities
+// and NaN come out as 65,536 and more, which no finite half reaches. They get their exponent back.
+template <class D>
+HWY_INLINE hn::Vec<D> PromoteHalf(D d, hn::Vec<hn::Rebind<hwy::float16_t, D>> half) {
+  const auto v = hn::PromoteTo(d, half);
+#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
+  const auto special = hn::VecFromMask(d, hn::Ge(hn::Abs(v), hn::Set(d, 65536.0f)));
+  return hn::Or(v, hn::And(special, hn::Set(d, std::numeric_limits<float>::infinity())));
+#else
+  return v;
+#endif
+}
+
 // Elements [i, i + Lanes(d)) of `row`. REQUIRES: i is a multiple of Lanes(d).
 template <ElementType kType, class D>
 HWY_INLINE hn::Vec<D> LoadElements(D d, const uint8_t* HWY_RESTRICT row, size_t i) {
@@ -30,7 +44,7 @@ HWY_INLINE hn::Vec<D> LoadElements(D d, const uint8_t* HWY_RESTRICT row, size_t 
     return hn::LoadU(d, reinterpret_cast<const float*>(row) + i);
   } else if constexpr (kType == ElementType::kF16) {
     const hn::Rebind<hwy::float16_t, D> dh;
-    return hn::PromoteTo(d, hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(row) + i));
+    return PromoteHalf(d, hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(row) + i));
   } else if constexpr (kType == ElementType::kBF16) {
     const hn::Rebind<hwy::bfloat16_t, D> db;
     return hn::PromoteTo(d, hn::LoadU(db, reinterpret_cast<const hwy::bfloat16_t*>(row) + i));
@@ -43,7 +57,7 @@ HWY_INLINE hn::Vec<D> LoadElements(D d, const uint8_t* HWY_RESTRICT row, size_t 
     const hn::Rebind<uint16_t, D> du16;
     const hn::Rebind<hwy::float16_t, D> dh;
     const hn::RebindToSigned<D> di;
-    const auto scale = hn::PromoteTo(d, hn::BitCast(dh, hn::Set(du16, scale_bits)));
+    const auto scale = PromoteHalf(d, hn::BitCast(dh, hn::Set(du16, scale_bits)));
     if constexpr (kType == ElementType::kQ8_0) {
       const hn::Rebind<int8_t, D> di8;
       const auto q = hn::PromoteTo(di, hn::LoadU(di8, reinterpret_cast<const int8_t*>(block + 2) + within));
