@@ -1,0 +1,67 @@
+// Arguments: the groups of command-line options that subcommands share.
+//
+// A struct holds what the user wrote, an Add function declares the options on a subcommand, a
+// Resolve function checks the values and turns them into what the rest of the program works with.
+#ifndef TACTIC_APPS_ARGUMENTS_H_
+#define TACTIC_APPS_ARGUMENTS_H_
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "model.h"
+#include "prompt_state.h"
+#include "session.h"
+#include "tactic/options.h"
+#include "tactic/status.h"
+#include "tactic_llama/hook.h"
+
+namespace tactic::app {
+
+// What main runs once the command line is parsed.
+using Command = std::function<Status()>;
+
+// --- model and context ---
+struct ModelArgs {
+  std::string model;  // empty: DefaultModelPath()
+  std::string lora;   // empty: none
+  float rope_freq_base = 0;
+  int context = 0;  // 0: what the subcommand needs
+  int threads = 0;  // 0: all that this process may use
+  int batch = 512;
+  std::string kv_type = "f16";
+  std::string kv_type_k;  // empty: kv_type
+  std::string kv_type_v;
+};
+void AddModelArgs(CLI::App* app, ModelArgs* args);
+// Everything but the context's size. Checks names and warns about an adapter whose description asks
+// for a rope base when none was given.
+Status ResolveSession(const ModelArgs& args, const Model& model, SessionOptions* options);
+Status CheckModelArgs(const ModelArgs& args);
+Status LoadModel(const ModelArgs& args, std::unique_ptr<Model>* model);
+
+// --- the algorithm ---
+void AddAlgorithmArgs(CLI::App* app, Options* options);
+
+// --- the cache of prompts ---
+struct CacheArgs {
+  bool off = false;
+  std::string folder;  // empty: DefaultCacheDir()
+  double limit_gib = 8;
+};
+void AddCacheArgs(CLI::App* app, CacheArgs* args);
+PromptStateCache ResolveCache(const CacheArgs& args);
+
+// --- results ---
+void AddJsonArg(CLI::App* app, std::string* path);
+
+// --- the subcommands: each declares itself and sets `command` when the user chose it ---
+void AddRun(CLI::App* app, Command* command);
+void AddDemo(CLI::App* app, Command* command);
+void AddBench(CLI::App* app, Command* command);
+void AddInfo(CLI::App* app, Command* command);
+
+}  // namespace tactic::app
+
+#endif  // TACTIC_APPS_ARGUMENTS_H_
