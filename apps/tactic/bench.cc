@@ -1,0 +1,348 @@
+// `tactic bench`: what a decode step costs at given depths, for several policies side by side.
+//
+// All policies run in one process on the same cache, in turn, so that a machine that slows down
+// slows all of them. A repeat decodes a few tokens and rolls back to the depth.
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <set>
+
+#include "arguments.h"
+#include "bench_report.h"
+#include "defaults.h"
+#include "interrupt.h"
+#include "memory.h"
+#include "report.h"
+#include "state_blob.h"
+#include "tactic/isa.h"
+#include "text.h"
+
+namespace tactic::app {
+namespace {
+
+using llama::Policy;
+
+// Steps after a change of policy that only warm the caches up.
+constexpr int kWarmUpSteps = 2;
+
+struct BenchArgs {
+  ModelArgs model;
+  Options algorithm;
+  CacheArgs cache;
+  std::vector<int> depths = {4096, 8192, 16384, 32768};
+  std::vector<std::string> policies = {"stock", "dense", "paper"};
+  std::string fill = "real";
+  std::string file;
+  int repeats = 5;
+  int tokens = 8;
+  int mass_tokens = 16;
+  uint64_t seed = 1;
+  std::string json;
+};
+
+class Bench {
+ public:
+  Bench(const BenchArgs& args, bool show_progress) : args_(args), show_progress_(show_progress) {}
+
+  // Checks the arguments, loads the model, opens the contexts and fills their caches to the largest
+  // depth.
+  Status Prepare();
+  // Measures one depth; each must be smaller than the one before.
+  Status Measure(int depth, DepthResult* result);
+
+  const std::vector<int>& depths() const { return depths_; }  // descending, without duplicates
+  nlohmann::json CommonFields() const;
+  bool random() const { return args_.fill == "random"; }
+
+ private:
+  bool Wants(Policy policy) const {
+    return std::find(policies_.begin(), policies_.end(), policy) != policies_.end();
+  }
+  Status CheckArguments();
+  Status OpenSessions();
+  Status FillReal();
+  Status FillRandom();
+  // The same cache for the context without flash attention.
+  Status CopyToFlashOff();
+  Status RollBack(int depth);
+  Status UsePolicy(Policy policy);
+  // `count` steps at `depth`, then back. Times go to `times` (may be null) after the warm-up.
+  Status Steps(Session* session, int depth, int warm_up, int count, std::vector<double>* times);
+  Status MeasureRepeat(int depth, int repeat, DepthResult* result);
+
+  const BenchArgs& args_;
+  const bool show_progress_;
+  std::vector<int> depths_;
+  std::vector<Policy> policies_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Session> session_;    // with the hook
+  std::unique_ptr<Session> flash_off_;  // stock without flash attention; may be null
+  std::vector<llama_token> tokens_;     // the text; what follows a depth is what is decoded there
+};
+
+Status Bench::CheckArguments() {
+  const std::set<int, std::greater<>> unique(args_.depths.begin(), args_.depths.end());
+  depths_.assign(unique.begin(), unique.end());
+  for (const std::string& name : args_.policies) {
+    Policy policy;
+    TACTIC_RETURN_IF_ERROR(llama::ParsePolicy(name, &policy));
+    if (!Wants(policy)) policies_.push_back(policy);
+  }
+  TACTIC_RETURN_IF_ERROR(args_.algorithm.Validate());
+  return CheckModelArgs(args_.model);
+}
+
+Status Bench::Prepare() {
+  TACTIC_RETURN_IF_ERROR(CheckArguments());
+  std::string text;
+  if (!random()) {
+    const std::string file = args_.file.empty() ? FindProjectFile(kDefaultBook) : args_.file;
+    TACTIC_RETURN_IF_ERROR(ReadText(file, "--file", &text));
+  }
+  TACTIC_RETURN_IF_ERROR(LoadModel(args_.model, &model_));
+  if (!model_->facts().attention_only) {
+    return Status::Unsupported(fmt::format(
+        "model '{}' is recurrent, expected one with a plain KV cache, which can be rolled back",
+        model_->path()));
+  }
+  const int needed = depths_.front() + kWarmUpSteps + std::max(args_.tokens, args_.mass_tokens);
+  if (random()) {
+    // Any tokens will do; the prime spreads them over the vocabulary.
+    for (int i = 0; i < needed; ++i) tokens_.push_back(i * 7919 % model_->facts().vocabulary);
+  } else {
+    TACTIC_RETURN_IF_ERROR(model_->Tokenize(text, true, false, &tokens_));
+    if (static_cast<int>(tokens_.size()) < needed) {
+      return Status::OutOfRange(fmt::format("--depths asks for {} tokens of text, but --file has {}",
+                                            needed, tokens_.size()));
+    }
+  }
+  TACTIC_RETURN_IF_ERROR(OpenSessions());
+  return random() ? FillRandom() : FillReal();
+}
+
+Status Bench::OpenSessions() {
+  SessionOptions options;
+  TACTIC_RETURN_IF_ERROR(ResolveSession(args_.model, *model_, &options));
+  const int needed = depths_.front() + kWarmUpSteps + std::max(args_.tokens, args_.mass_tokens);
+  if (args_.model.context > 0 && args_.model.context < needed) {
+    return Status::OutOfRange(
+        fmt::format("--ctx is {}, but --depths needs at least {}", args_.model.context, needed));
+  }
+  options.context = args_.model.context > 0 ? args_.model.context : RoundUpContext(needed);
+  options.keep_window = true;
+
+  // Without flash attention V is stored transposed, which quantised blocks do not allow.
+  const bool flash_off = Wants(Policy::kStock) && ggml_blck_size(options.type_v) == 1;
+  // Two caches, and one more as the copy on its way from the first to the second.
+  const int copies = flash_off ? 3 : 1;
+  const int64_t bytes = copies * int64_t{options.context} *
+                        model_->facts().KvBytesPerToken(options.type_k, options.type_v);
+  TACTIC_RETURN_IF_ERROR(CheckMemory(
+      bytes, fmt::format("the KV cache of a context of {} tokens, {} times,", options.context, copies)));
+
+  llama::HookOptions hook;
+  hook.policy = policies_.front();
+  // One of ours, if any, so that a model that cannot be served is noticed before the text is read.
+  for (const Policy policy : policies_) {
+    if (policy != Policy::kStock) hook.policy = policy;
+  }
+  hook.tactic = args_.algorithm;
+  TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options, &hook, &session_));
+  if (!flash_off) return Status::Ok();
+  options.flash_attention = false;
+  return Session::Open(*model_, options, nullptr, &flash_off_);
+}
+
+Status Bench::FillReal() {
+  const std::span<const llama_token> text(tokens_.data(), static_cast<size_t>(depths_.front()));
+  // Stock reads: nothing is indexed before a depth asks for it and times it.
+  TACTIC_RETURN_IF_ERROR(UsePolicy(Policy::kStock));
+  int from_cache = 0;
+  {
+    Progress progress("reading", depths_.front(), show_progress_);
+    TACTIC_RETURN_IF_ERROR(ResolveCache(args_.cache).Fill(text, session_.get(), &progress, &from_cache));
+  }
+  spdlog::info("cache filled with {} tokens, {} of them from a saved state", depths_.front(), from_cache);
+  return flash_off_ ? CopyToFlashOff() : Status::Ok();
+}
+
+Status Bench::CopyToFlashOff() {
+  std::vector<uint8_t> blob(llama_state_get_size(session_->get()));
+  llama_state_get_data(session_->get(), blob.data(), blob.size());
+  const Status transposed = TransposeValues(&blob);
+  if (transposed.ok() && llama_state_set_data(flash_off_->get(), blob.data(), blob.size()) == blob.size()) {
+    flash_off_->SetDepth(depths_.front());
+    return Status::Ok();
+  }
+  spdlog::warn("the cache cannot be copied to a context without flash attention; the text is read again");
+  flash_off_->Clear();
+  Progress progress("reading without flash attention", depths_.front(), show_progress_);
+  return flash_off_->Read({tokens_.data(), static_cast<size_t>(depths_.front())}, &progress);
+}
+
+Status Bench::FillRandom() {
+  for (Session* session : {session_.get(), flash_off_.get()}) {
+    if (session == nullptr) continue;
+    TACTIC_RETURN_IF_ERROR(session->Step(0));
+    std::vector<uint8_t> sample(llama_state_get_size(session->get()));
+    llama_state_get_data(session->get(), sample.data(), sample.size());
+    session->Clear();
+    std::vector<uint8_t> blob;
+    TACTIC_RETURN_IF_ERROR(
+        RandomStateBlob(sample, static_cast<uint32_t>(depths_.front()), args_.seed, &blob));
+    if (llama_state_set_data(session->get(), blob.data(), blob.size()) != blob.size()) {
+      return Status::Unsupported("this libllama refuses an injected KV cache; use --fill real");
+    }
+    session->SetDepth(depths_.front());
+  }
+  return Status::Ok();
+}
+
+Status Bench::RollBack(int depth) {
+  TACTIC_RETURN_IF_ERROR(session_->RollBack(depth));
+  return flash_off_ ? flash_off_->RollBack(depth) : Status::Ok();
+}
+
+Status Bench::UsePolicy(Policy policy) {
+  llama::HookOptions options = session_->hook()->options();
+  options.policy = policy;
+  return session_->SetPolicy(options);
+}
+
+Status Bench::Steps(Session* session, int depth, int warm_up, int count, std::vector<double>* times) {
+  for (int i = 0; i < warm_up + count; ++i) {
+    if (i == warm_up && session->hook() != nullptr) session->hook()->TakeStats();
+    double milliseconds = 0;
+    TACTIC_RETURN_IF_ERROR(session->Step(tokens_[static_cast<size_t>(depth + i)], &milliseconds));
+    if (times != nullptr && i >= warm_up) times->push_back(milliseconds);
+  }
+  return session->RollBack(depth);
+}
+
+Status Bench::MeasureRepeat(int depth, int repeat, DepthResult* result) {
+  // Another one starts each time: whoever comes first may find the machine in another state.
+  const size_t variants = result->costs.size() + (flash_off_ ? 1 : 0);
+  for (size_t i = 0; i < variants; ++i) {
+    const size_t variant = (i + static_cast<size_t>(repeat)) % variants;
+    if (variant == result->costs.size()) {
+      TACTIC_RETURN_IF_ERROR(
+          Steps(flash_off_.get(), depth, kWarmUpSteps, args_.tokens, &result->fa_off_ms));
+      continue;
+    }
+    Cost& cost = result->costs[variant];
+    TACTIC_RETURN_IF_ERROR(UsePolicy(cost.policy()));
+    std::vector<double> times;
+    TACTIC_RETURN_IF_ERROR(Steps(session_.get(), depth, kWarmUpSteps, args_.tokens, &times));
+    for (const double time : times) cost.AddTime(time);
+    cost.AddReads(session_->hook()->TakeStats());
+  }
+  return Status::Ok();
+}
+
+Status Bench::Measure(int depth, DepthResult* result) {
+  TACTIC_RETURN_IF_ERROR(RollBack(depth));
+  result->depth = depth;
+  const SessionOptions& options = session_->options();
+  result->kv_bytes = depth * model_->facts().KvBytesPerToken(options.type_k, options.type_v);
+  for (const Policy policy : policies_) {
+    Cost& cost = result->costs.emplace_back(policy);
+    if (policy == Policy::kStock) continue;
+    // From nothing to the first token: this is what building the index costs at this depth.
+    TACTIC_RETURN_IF_ERROR(UsePolicy(policy));
+    session_->hook()->DropIndex();
+    session_->hook()->TakeStats();
+    TACTIC_RETURN_IF_ERROR(Steps(session_.get(), depth, 0, 1, nullptr));
+    cost.AddIndex(session_->hook()->TakeStats());
+    TACTIC_RETURN_IF_ERROR(session_->hook()->LastProblem());
+  }
+  for (int repeat = 0; repeat < args_.repeats; ++repeat) {
+    TACTIC_RETURN_IF_ERROR(MeasureRepeat(depth, repeat, result));
+  }
+  for (Cost& cost : result->costs) {
+    if (cost.policy() != Policy::kPaper || random() || args_.mass_tokens == 0) continue;
+    TACTIC_RETURN_IF_ERROR(UsePolicy(cost.policy()));
+    session_->hook()->TakeStats();
+    session_->hook()->MeasureMass(true);
+    const Status status = Steps(session_.get(), depth, 0, args_.mass_tokens, nullptr);
+    session_->hook()->MeasureMass(false);
+    TACTIC_RETURN_IF_ERROR(status);
+    cost.AddMass(session_->hook()->TakeStats());
+  }
+  return Status::Ok();
+}
+
+nlohmann::json Bench::CommonFields() const {
+  const SessionOptions& options = session_->options();
+  return {
+      {"model", model_->path()},
+      {"lora", model_->lora_path()},
+      {"rope_freq_base", options.rope_freq_base},
+      {"fill", args_.fill},
+      {"file", random() ? "" : args_.file.empty() ? kDefaultBook : args_.file},
+      {"target", args_.algorithm.target},
+      {"cluster_size", args_.algorithm.cluster_size},
+      {"segment_size", args_.algorithm.segment_size},
+      {"sinks", args_.algorithm.sinks},
+      {"recent", args_.algorithm.recent},
+      {"repeats", args_.repeats},
+      {"tokens_per_repeat", args_.tokens},
+      {"threads", options.threads},
+      {"kv_type_k", ggml_type_name(options.type_k)},
+      {"kv_type_v", ggml_type_name(options.type_v)},
+      {"isa", IsaName()},
+      {"llama_version", LlamaBuild()},
+  };
+}
+
+Status RunBench(const BenchArgs& args, bool show_progress) {
+  Report report;
+  TACTIC_RETURN_IF_ERROR(Report::Open(args.json, &report));
+  Bench bench(args, show_progress);
+  TACTIC_RETURN_IF_ERROR(bench.Prepare());
+  std::vector<DepthResult> results;
+  Status status;
+  for (const int depth : bench.depths()) {
+    DepthResult result;
+    status = bench.Measure(depth, &result);
+    if (!status.ok()) break;
+    spdlog::info("depth {} is measured", depth);
+    // The cache shrinks from depth to depth; people read tables the other way.
+    results.insert(results.begin(), std::move(result));
+  }
+  if (!results.empty()) {
+    PrintBenchTable(results, args.algorithm.target, bench.random(), report.text());
+  }
+  TACTIC_RETURN_IF_ERROR(status);
+  return report.WriteJson(BenchRecords(results, bench.CommonFields()));
+}
+
+}  // namespace
+
+void AddBench(CLI::App* app, Command* command) {
+  auto args = std::make_shared<BenchArgs>();
+  CLI::App* sub = app->add_subcommand("bench", "Time decode steps at given depths, policies side by side");
+  AddModelArgs(sub, &args->model);
+  sub->add_option("--depths", args->depths, "tokens in the cache, e.g. 4096,8192")
+      ->delimiter(',')->check(CLI::Range(1, 1 << 28))->capture_default_str();
+  sub->add_option("--policies", args->policies, "of stock, dense and paper")
+      ->delimiter(',')->capture_default_str();
+  sub->add_option("--fill", args->fill, "K and V of a real text, or random ones (for times only)")
+      ->check(CLI::IsMember({"real", "random"}))->capture_default_str();
+  sub->add_option("-f,--file", args->file, "the text [the bundled book]")->option_text("FILE");
+  sub->add_option("--repeats", args->repeats, "times each policy has its turn")
+      ->check(CLI::Range(1, 10000))->capture_default_str()->option_text("N");
+  sub->add_option("--tokens", args->tokens, "steps that are timed in a turn")
+      ->check(CLI::Range(1, 4096))->capture_default_str()->option_text("N");
+  sub->add_option("--mass-tokens", args->mass_tokens, "steps whose exact mass is measured; 0: none")
+      ->check(CLI::Range(0, 4096))->capture_default_str()->option_text("N");
+  sub->add_option("--seed", args->seed, "seed of random K and V")->capture_default_str()->option_text("N");
+  AddAlgorithmArgs(sub, &args->algorithm);
+  AddCacheArgs(sub, &args->cache);
+  AddJsonArg(sub, &args->json);
+  sub->callback([args, command] {
+    *command = [args] { return RunBench(*args, spdlog::should_log(spdlog::level::info)); };
+  });
+}
+
+}  // namespace tactic::app
