@@ -1,0 +1,239 @@
+// `tactic demo`: facts hidden in a novel, found again under three kinds of attention.
+//
+// The text is read once. Every question is appended to it, answered greedily under each policy in
+// turn, and rolled back, so that all policies see the same keys and values.
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <array>
+#include <chrono>
+
+#include "arguments.h"
+#include "defaults.h"
+#include "demo_report.h"
+#include "interrupt.h"
+#include "report.h"
+#include "sampler.h"
+#include "tactic/isa.h"
+#include "text.h"
+
+namespace tactic::app {
+namespace {
+
+using llama::Policy;
+
+constexpr std::array kPolicies = {Policy::kStock, Policy::kDense, Policy::kPaper};
+constexpr int kDefaultContext = 8192;
+constexpr int kSmallestContext = 1024;
+// Tokens of an answer at most; the right ones have about twenty.
+constexpr int kAnswerTokens = 40;
+// What the end of the prompt, a question and an answer need besides the text.
+constexpr int kReserve = 160;
+// The system message of the adapter's training.
+constexpr char kSystem[] = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
+// Stands for the text and the question in the chat template until they are put in as tokens.
+constexpr char kMarker[] = "@@TACTIC-TEXT@@";
+
+struct DemoArgs {
+  ModelArgs model;
+  Options algorithm;
+  CacheArgs cache;
+  std::string file;
+  int facts = 3;
+  int repeats = 3;
+  uint64_t seed = 1;
+  std::string json;
+};
+
+class Demo {
+ public:
+  Demo(const DemoArgs& args, bool show_progress) : args_(args), show_progress_(show_progress) {}
+
+  // Loads the model, composes the text with its facts, and reads it.
+  Status Prepare(DemoResult* result);
+  // Asks every question under every policy, `repeats` times in turn.
+  Status Ask(DemoResult* result);
+
+ private:
+  Status Compose(DemoResult* result);
+  Status Read(DemoResult* result);
+  // One greedy answer. Exactly one of the two uses: time and reads, or the measured mass.
+  Status Answer(const std::vector<llama_token>& question, bool measure, Cost* cost, std::string* text);
+  Status UsePolicy(Policy policy);
+
+  const DemoArgs& args_;
+  const bool show_progress_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Session> session_;
+  SessionOptions options_;
+  std::vector<llama_token> text_;                    // up to where a question starts
+  std::vector<std::vector<llama_token>> questions_;  // each up to where its answer starts
+};
+
+Status Demo::Prepare(DemoResult* result) {
+  TACTIC_RETURN_IF_ERROR(args_.algorithm.Validate());
+  TACTIC_RETURN_IF_ERROR(CheckModelArgs(args_.model));
+  result->target = args_.algorithm.target;
+  TACTIC_RETURN_IF_ERROR(LoadModel(args_.model, &model_));
+  TACTIC_RETURN_IF_ERROR(ResolveSession(args_.model, *model_, &options_));
+  options_.context = RoundUpContext(args_.model.context);
+  options_.keep_window = true;
+  if (options_.context < kSmallestContext) {
+    return Status::OutOfRange(fmt::format("--ctx is {}, expected at least {} for the demo",
+                                          args_.model.context, kSmallestContext));
+  }
+  TACTIC_RETURN_IF_ERROR(Compose(result));
+  return Read(result);
+}
+
+Status Demo::Compose(DemoResult* result) {
+  const std::string file = args_.file.empty() ? FindProjectFile(kDefaultBook) : args_.file;
+  std::string book;
+  TACTIC_RETURN_IF_ERROR(ReadText(file, "--file", &book));
+  std::vector<llama_token> book_tokens;
+  TACTIC_RETURN_IF_ERROR(model_->Tokenize(book, false, false, &book_tokens));
+
+  std::pair<std::string, std::string> chat;
+  TACTIC_RETURN_IF_ERROR(
+      model_->SplitChatTemplate({{"system", kSystem}, {"user", kMarker}}, kMarker, &chat));
+  TACTIC_RETURN_IF_ERROR(model_->Tokenize(chat.first, true, true, &text_));
+  const std::vector<Fact> facts = MakeFacts(args_.facts, args_.seed);
+  Haystack haystack;
+  const int size = options_.context - kReserve - static_cast<int>(text_.size());
+  TACTIC_RETURN_IF_ERROR(HideFacts(*model_, book_tokens, size, facts, args_.seed, &haystack));
+  text_.insert(text_.end(), haystack.tokens.begin(), haystack.tokens.end());
+  for (size_t i = 0; i < facts.size(); ++i) {
+    result->questions.push_back({facts[i], haystack.depths[i], {}});
+    TACTIC_RETURN_IF_ERROR(model_->Tokenize("\n\n" + facts[i].question + chat.second, false, true,
+                                            &questions_.emplace_back()));
+  }
+  result->tokens = static_cast<int>(text_.size());
+  return Status::Ok();
+}
+
+Status Demo::Read(DemoResult* result) {
+  llama::HookOptions hook;
+  hook.policy = Policy::kPaper;  // its index is built while the text is read
+  hook.tactic = args_.algorithm;
+  TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options_, &hook, &session_));
+  const auto start = std::chrono::steady_clock::now();
+  Progress progress("reading", result->tokens, show_progress_);
+  TACTIC_RETURN_IF_ERROR(
+      ResolveCache(args_.cache).Fill(text_, session_.get(), &progress, &result->from_cache));
+  result->read_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return Status::Ok();
+}
+
+Status Demo::UsePolicy(Policy policy) {
+  llama::HookOptions options = session_->hook()->options();
+  options.policy = policy;
+  return session_->SetPolicy(options);
+}
+
+Status Demo::Answer(const std::vector<llama_token>& question, bool measure, Cost* cost, std::string* text) {
+  // The question is a prompt like the text. Its last token is decoded by the policy, so that every
+  // token of the answer, the first included, comes from the policy's attention.
+  TACTIC_RETURN_IF_ERROR(UsePolicy(Policy::kStock));
+  TACTIC_RETURN_IF_ERROR(session_->Read({question.data(), question.size() - 1}));
+  TACTIC_RETURN_IF_ERROR(UsePolicy(cost->policy()));
+  session_->hook()->TakeStats();
+  session_->hook()->MeasureMass(measure);
+  const Sampler greedy;
+  llama_token token = question.back();
+  for (int i = 0; i < kAnswerTokens && !(i > 0 && model_->IsEndOfGeneration(token)); ++i) {
+    if (i > 0) *text += model_->Piece(token);
+    double milliseconds = 0;
+    TACTIC_RETURN_IF_ERROR(session_->Step(token, &milliseconds));
+    if (!measure) cost->AddTime(milliseconds);
+    token = greedy.Sample(session_->get());
+  }
+  session_->hook()->MeasureMass(false);
+  const llama::HookStats stats = session_->hook()->TakeStats();
+  measure ? cost->AddMass(stats) : cost->AddReads(stats);
+  return session_->RollBack(static_cast<int>(text_.size()));
+}
+
+Status Demo::Ask(DemoResult* result) {
+  for (const Policy policy : kPolicies) result->costs.emplace_back(policy);
+  for (Cost& cost : result->costs) {
+    // One untimed step brings in what the policy still has to prepare (all of the index, when the
+    // text came from a saved state).
+    session_->hook()->TakeStats();
+    TACTIC_RETURN_IF_ERROR(UsePolicy(cost.policy()));
+    TACTIC_RETURN_IF_ERROR(session_->Step(questions_[0][0]));
+    TACTIC_RETURN_IF_ERROR(session_->hook()->LastProblem());
+    cost.AddIndex(session_->hook()->TakeStats());
+    TACTIC_RETURN_IF_ERROR(session_->RollBack(result->tokens));
+  }
+  for (size_t i = 0; i < questions_.size(); ++i) {
+    DemoQuestion& question = result->questions[i];
+    question.answers.resize(kPolicies.size());
+    for (int repeat = 0; repeat < args_.repeats; ++repeat) {
+      for (size_t turn = 0; turn < kPolicies.size(); ++turn) {
+        // Another policy starts each time.
+        const size_t policy = (turn + static_cast<size_t>(repeat)) % kPolicies.size();
+        std::string text;
+        TACTIC_RETURN_IF_ERROR(Answer(questions_[i], false, &result->costs[policy], &text));
+        if (repeat > 0) continue;
+        const bool right = text.find(question.fact.value) != std::string::npos;
+        question.answers[policy] = {text, right};
+      }
+    }
+    for (Cost& cost : result->costs) {
+      std::string text;
+      if (cost.policy() != Policy::kPaper) continue;
+      TACTIC_RETURN_IF_ERROR(Answer(questions_[i], true, &cost, &text));
+    }
+  }
+  return Status::Ok();
+}
+
+Status RunDemo(DemoArgs args, bool show_progress) {
+  Report report;
+  TACTIC_RETURN_IF_ERROR(Report::Open(args.json, &report));
+  if (args.model.model.empty() && args.model.lora.empty()) {
+    args.model.lora = FindProjectFile(kDefaultAdapter);
+    if (args.model.rope_freq_base == 0) args.model.rope_freq_base = kDefaultAdapterRopeBase;
+  }
+  if (args.model.context == 0) args.model.context = kDefaultContext;
+  DemoResult result;
+  Demo demo(args, show_progress);
+  TACTIC_RETURN_IF_ERROR(demo.Prepare(&result));
+  fmt::print(report.text(), "read {} tokens in {:.1f} s ({} of them from a saved state)\n", result.tokens,
+             result.read_seconds, result.from_cache);
+  std::fflush(report.text());
+  TACTIC_RETURN_IF_ERROR(demo.Ask(&result));
+  PrintDemo(result, report.text());
+  nlohmann::json json = DemoJson(result);
+  json["isa"] = IsaName();
+  json["llama_version"] = LlamaBuild();
+  json["context"] = args.model.context;
+  json["seed"] = args.seed;
+  return report.WriteJson(json);
+}
+
+}  // namespace
+
+void AddDemo(CLI::App* app, Command* command) {
+  auto args = std::make_shared<DemoArgs>();
+  CLI::App* sub = app->add_subcommand("demo", "Find facts hidden in a novel: stock, dense and paper");
+  AddModelArgs(sub, &args->model);
+  sub->get_option("--ctx")->description(
+      fmt::format("tokens to read, question and answer included; 0: {}", kDefaultContext));
+  sub->get_option("--lora")->description("LoRA adapter [the bundled one, unless --model is given]");
+  sub->add_option("-f,--file", args->file, "the text to hide facts in [the bundled novel]")
+      ->option_text("FILE");
+  sub->add_option("--facts", args->facts, "facts to hide")
+      ->check(CLI::Range(1, kMostFacts))->capture_default_str()->option_text("N");
+  sub->add_option("--repeats", args->repeats, "times each answer is timed")
+      ->check(CLI::Range(1, 1000))->capture_default_str()->option_text("N");
+  sub->add_option("--seed", args->seed, "seed of facts and places")->capture_default_str()->option_text("N");
+  AddAlgorithmArgs(sub, &args->algorithm);
+  AddCacheArgs(sub, &args->cache);
+  AddJsonArg(sub, &args->json);
+  sub->callback([args, command] {
+    *command = [args] { return RunDemo(*args, spdlog::should_log(spdlog::level::info)); };
+  });
+}
+
+}  // namespace tactic::app
