@@ -28,6 +28,7 @@ class EditedCache {
     options_.tactic.target = 0.8;
     EXPECT_TRUE(Hook::Create(options_, &hook_).ok());
     llama_context_params params = SmallContext(kContext);
+    params.n_threads = params.n_threads_batch = 1;  // thousands of tiny steps: barriers would cost more than they save
     params.n_seq_max = kSequences;
     params.kv_unified = unified;
     params.type_k = params.type_v = type;

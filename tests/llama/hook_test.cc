@@ -9,15 +9,17 @@
 namespace tactic::llama {
 namespace {
 
-struct Run {
+struct Rig {
   std::unique_ptr<Hook> hook;
   ContextPtr context;
 
-  explicit Run(const HookOptions& options, uint32_t tokens = 2048, bool install = true) {
+  explicit Rig(const HookOptions& options, uint32_t tokens = 2048, bool install = true) {
     EXPECT_TRUE(Hook::Create(options, &hook).ok());
     llama_context_params params = SmallContext(tokens);
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    if (install) EXPECT_TRUE(hook->Install(&params).ok());
+    if (install) {
+      EXPECT_TRUE(hook->Install(&params).ok());
+    }
     context.reset(llama_init_from_model(Model(), params));
   }
 
@@ -54,7 +56,7 @@ TEST(HookTest, StockIsUntouched) {
   const std::vector<llama_token> tokens = BookTokens(520);
   HookOptions options;
   options.policy = Policy::kStock;
-  Run with(options), without(options, 2048, /*install=*/false);
+  Rig with(options), without(options, 2048, /*install=*/false);
   with.Read(tokens, 500);
   without.Read(tokens, 500);
   EXPECT_EQ(with.Decode({tokens[500]}), without.Decode({tokens[500]}));
@@ -73,7 +75,7 @@ TEST(HookTest, PoliciesAgreeOnRealText) {
   const std::vector<llama_token> tokens = BookTokens(1520);
   HookOptions options;
   options.policy = Policy::kPaper;
-  Run run(options);
+  Rig run(options);
   run.Read(tokens, 1500);
   EXPECT_GT(run.hook->TakeStats().index_bytes, 0) << "keys are indexed while the prompt is read";
   std::vector<float> logits[3];
@@ -104,7 +106,7 @@ TEST(HookTest, PoliciesAgreeOnRealText) {
 TEST(HookTest, MeasuresMassOnlyWhenAsked) {
   const std::vector<llama_token> tokens = BookTokens(1520);
   HookOptions options;
-  Run run(options);
+  Rig run(options);
   run.Read(tokens, 1500);
   run.Decode({tokens[1500]});
   EXPECT_EQ(run.hook->TakeStats().cases, 0);
@@ -120,7 +122,7 @@ TEST(HookTest, MeasuresMassOnlyWhenAsked) {
 TEST(HookTest, SeveralTokensAtOnceEqualOneByOne) {
   const std::vector<llama_token> tokens = BookTokens(1520);
   HookOptions options;
-  Run at_once(options), one_by_one(options);
+  Rig at_once(options), one_by_one(options);
   at_once.Read(tokens, 1500);
   one_by_one.Read(tokens, 1500);
   const std::vector<float> together = at_once.Decode({tokens.begin() + 1500, tokens.begin() + 1504});
