@@ -31,7 +31,7 @@ TEST(Facts, DependOnTheSeedAlone) {
 TEST(Facts, AreHiddenBetweenSentences) {
   TACTIC_REQUIRE_MODEL();
   std::unique_ptr<Model> model;
-  ASSERT_TRUE(Model::Load(DefaultModelPath(), "", &model).ok());
+  ASSERT_TRUE(Model::Load({DefaultModelPath(), "", true}, &model).ok());
   std::string book;
   ASSERT_TRUE(ReadText(FindProjectFile(kDefaultBook), "book", &book).ok());
   std::vector<llama_token> tokens;

@@ -22,7 +22,7 @@ class StateBlobTest : public testing::Test {
  protected:
   void SetUp() override {
     TACTIC_REQUIRE_MODEL();
-    ASSERT_TRUE(Model::Load(DefaultModelPath(), "", &model_).ok());
+    ASSERT_TRUE(Model::Load({DefaultModelPath(), "", true}, &model_).ok());
   }
   std::unique_ptr<Session> Open(bool flash_attention) {
     SessionOptions options;

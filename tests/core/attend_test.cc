@@ -115,8 +115,8 @@ TEST_P(Kernels, ScoreRowsGivesLogits) {
         std::vector<std::vector<tolerance::Bounded>> logits(32);
         for (int g = 0; g < 32; ++g) {
           for (int c = 0; c < kCells; ++c) {
-            logits[g].push_back(
-                tolerance::Logit(queries.decoded[g], data.decoded[c], scale, softcap, Lanes(dim)));
+            logits[g].push_back(tolerance::Logit(queries.decoded[g], data.decoded[c], scale,
+                                                 softcap, KernelLanes(dim)));
           }
         }
         for (int group : kGroups) {
@@ -192,7 +192,7 @@ TEST_P(Kernels, AttendRowsIsSoftmaxAttention) {
         const Data keys(key_type, dim, random);
         const Data values(value_type, value_dim, random);
         const int group = kGroups[turn / 3 % std::size(kGroups)];
-        ExpectAttention(keys, values, group, turn % 2 == 0 ? 0 : 2.5f, Lanes(dim), random);
+        ExpectAttention(keys, values, group, turn % 2 == 0 ? 0 : 2.5f, KernelLanes(dim), random);
         if (HasFatalFailure()) return;
       }
     }

@@ -10,16 +10,17 @@
 
 namespace tactic {
 
+// f32 lanes of the vectors that the kernels in use have for rows of `dim` elements (load-inl.h).
+inline int KernelLanes(int dim) {
+  const std::string isa = IsaName();
+  const int widest = isa == "avx3" ? 16 : isa == "avx2" ? 8 : 4;
+  return dim % 16 == 0 ? widest : std::min(widest, 8);
+}
+
 class IsaTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override { ASSERT_TRUE(SetIsa(GetParam()).ok()); }
   void TearDown() override { ASSERT_TRUE(SetIsa(SupportedIsas().front()).ok()); }
-
-  // f32 lanes of the vectors that kernels use for rows of `dim` elements (load-inl.h).
-  static int Lanes(int dim) {
-    const int widest = GetParam() == "avx3" ? 16 : GetParam() == "avx2" ? 8 : 4;
-    return dim % 16 == 0 ? widest : std::min(widest, 8);
-  }
 };
 
 }  // namespace tactic

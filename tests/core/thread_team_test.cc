@@ -77,8 +77,8 @@ TEST(ThreadTeam, AnImpossibleNumberOfThreadsIsAnError) {
   for (int threads : {-1, 0, ThreadTeam::kMaxThreads + 1}) {
     const Status status = ThreadTeam::Create(threads, &team);
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
-    EXPECT_EQ(status.message(), "threads is " + std::to_string(threads) +
-                                    "; expected a number from 1 to 1024");
+    EXPECT_EQ(status.message(),
+              "threads is " + std::to_string(threads) + "; expected a number from 1 to 1024");
     EXPECT_EQ(team, nullptr);
   }
 }

@@ -2,7 +2,6 @@
 #include "tactic_llama/hook.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "tests/llama/model_fixture.h"
 
@@ -35,22 +34,6 @@ struct Rig {
   }
   void RollBack(int length) { llama_memory_seq_rm(llama_get_memory(context.get()), 0, length, -1); }
 };
-
-double Kl(const std::vector<float>& p_logits, const std::vector<float>& q_logits) {
-  const auto log_sum = [](const std::vector<float>& logits) {
-    const double max = *std::max_element(logits.begin(), logits.end());
-    double sum = 0;
-    for (float l : logits) sum += std::exp(l - max);
-    return max + std::log(sum);
-  };
-  const double p_sum = log_sum(p_logits), q_sum = log_sum(q_logits);
-  double kl = 0;
-  for (size_t i = 0; i < p_logits.size(); ++i) {
-    const double log_p = p_logits[i] - p_sum;
-    kl += std::exp(log_p) * (log_p - (q_logits[i] - q_sum));
-  }
-  return kl;
-}
 
 TEST(HookTest, StockIsUntouched) {
   const std::vector<llama_token> tokens = BookTokens(520);

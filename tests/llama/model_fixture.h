@@ -2,6 +2,8 @@
 #ifndef TACTIC_TESTS_LLAMA_MODEL_FIXTURE_H_
 #define TACTIC_TESTS_LLAMA_MODEL_FIXTURE_H_
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
@@ -56,6 +58,23 @@ inline llama_context_params SmallContext(uint32_t tokens) {
   params.n_ubatch = 512;
   params.n_threads = params.n_threads_batch = 2;
   return params;
+}
+
+// Kullback-Leibler divergence of the next-token distributions that two vectors of logits stand for, in nats.
+inline double Kl(const std::vector<float>& p_logits, const std::vector<float>& q_logits) {
+  const auto log_sum = [](const std::vector<float>& logits) {
+    const double max = *std::max_element(logits.begin(), logits.end());
+    double sum = 0;
+    for (float l : logits) sum += std::exp(l - max);
+    return max + std::log(sum);
+  };
+  const double p_sum = log_sum(p_logits), q_sum = log_sum(q_logits);
+  double kl = 0;
+  for (size_t i = 0; i < p_logits.size(); ++i) {
+    const double log_p = p_logits[i] - p_sum;
+    kl += std::exp(log_p) * (log_p - (q_logits[i] - q_sum));
+  }
+  return kl;
 }
 
 }  // namespace tactic::llama
