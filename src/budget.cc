@@ -133,7 +133,8 @@ void BudgetHead(Step& step, int request, int q_head, Step::Scratch& scratch) {
   uint32_t samples = 0;
   int64_t selected = 0;
   if (order.ordered()) {
-    selected = Budget(step, r, q_head, forced, scratch, order, &samples);
+    // A prefix may not end among the members of a cluster that has to be read: which of them is the reason is not known.
+    selected = std::max(Budget(step, r, q_head, forced, scratch, order, &samples), order.must_read());
     std::fill_n(taken, r.clusters, 0u);
     order.VisitPrefix(selected, [taken](uint32_t id, uint32_t members) { taken[id] = members; });
   } else {  // a NaN query or centroid: read everything, the result is what dense attention gives

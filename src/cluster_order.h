@@ -18,7 +18,7 @@ namespace tactic {
 class ClusterOrder {
  public:
   // scores[c], sizes[c] (members; 0: an empty slot) for c in [0, n); both must outlive this. `order` and `bucket_of` are
-  // scratch of n entries. Scores may be infinite (+inf is read first); with a NaN among them ordered() is false and there is no order.
+  // scratch of n entries. Scores may be infinite (+inf: must be read); with a NaN among them ordered() is false and there is no order.
   ClusterOrder(const float* scores, const uint32_t* sizes, int n, uint32_t* order, uint8_t* bucket_of)
       : scores_(scores), sizes_(sizes), order_(order) {
     // In double: neither the difference of two floats nor the inverse of a tiny one overflows there.
@@ -27,6 +27,7 @@ class ClusterOrder {
     for (int c = 0; c < n; ++c) {
       if (sizes[c] == 0) continue;
       ordered_ = ordered_ && !std::isnan(scores[c]);
+      if (scores[c] == std::numeric_limits<float>::infinity()) must_read_ += sizes[c];
       if (!std::isfinite(scores[c])) continue;
       low = std::min<double>(low, scores[c]);
       high = std::max<double>(high, scores[c]);
@@ -59,6 +60,8 @@ class ClusterOrder {
   // Whether every score could be ordered.
   bool ordered() const { return ordered_; }
   int64_t num_tokens() const { return first_token_[kBuckets]; }
+  // The members of clusters with score +inf: the first ranks.
+  int64_t must_read() const { return must_read_; }
 
   // Calls f(cluster, begin, end) for every run of members [begin, end) of a cluster that holds ranks [first, last), by rank.
   // REQUIRES: ordered(), 0 <= first <= last <= num_tokens().
@@ -108,6 +111,7 @@ class ClusterOrder {
   const uint32_t* sizes_;
   uint32_t* order_;
   bool ordered_ = true;
+  int64_t must_read_ = 0;
   std::array<uint32_t, kBuckets + 1> first_cluster_{};
   std::array<int64_t, kBuckets + 1> first_token_{};
   std::bitset<kBuckets> sorted_;
