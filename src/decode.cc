@@ -7,6 +7,7 @@
 
 #include "src/budget_paper.h"
 #include "src/check.h"
+#include "src/check_rows.h"
 #include "src/segment.h"
 #include "src/step.h"
 #include "tactic/isa.h"
@@ -14,21 +15,19 @@
 namespace tactic {
 namespace {
 
-Status CheckRows(const char* name, const RowsView& rows, int dim) {
-  const std::string what(name);
-  if (rows.data == nullptr) return Status::InvalidArgument(what + ".data is null; expected the rows of the layer");
-  if (rows.type > ElementType::kQ4_0) return Status::InvalidArgument(what + ".type is not an ElementType");
-  const bool quantised = rows.type == ElementType::kQ8_0 || rows.type == ElementType::kQ4_0;
-  if (quantised && dim % kQuantBlock != 0) {
-    return Status::InvalidArgument(what + " have " + std::to_string(dim) + " elements per row; expected a multiple of " +
-                                   std::to_string(kQuantBlock) + " for " + ElementTypeName(rows.type));
-  }
-  return Status::Ok();
+Status CheckStride(const char* name, size_t stride, int dim) {
+  if (stride >= static_cast<size_t>(dim)) return Status::Ok();
+  return Status::InvalidArgument(std::string(name) + " is " + std::to_string(stride) + "; expected at least " +
+                                 std::to_string(dim));
 }
 
 Status CheckRequest(const LayerShape& shape, const Options& options, const DecodeRequest& request) {
   if (request.q == nullptr || request.out == nullptr) {
     return Status::InvalidArgument("q or out is null; expected [q_heads] rows each");
+  }
+  if (shape.q_heads > 1) {
+    TACTIC_RETURN_IF_ERROR(CheckStride("q_stride", request.q_stride, shape.head_dim));
+    TACTIC_RETURN_IF_ERROR(CheckStride("out_stride", request.out_stride, shape.value_dim));
   }
   TACTIC_RETURN_IF_ERROR(CheckRows("keys", request.keys, shape.head_dim));
   TACTIC_RETURN_IF_ERROR(CheckRows("values", request.values, shape.value_dim));
@@ -40,9 +39,10 @@ Status CheckRequest(const LayerShape& shape, const Options& options, const Decod
     return Status::InvalidArgument("cells has " + std::to_string(request.cells.size()) +
                                    " positions; expected at most the index's " + std::to_string(request.index->size()));
   }
-  if (request.index->options().sinks != options.sinks || request.index->options().recent != options.recent ||
-      request.index->options().MaxSegment() != options.MaxSegment()) {
-    return Status::InvalidArgument("index was built with other values of sinks, recent or segment_size");
+  const Options& built = request.index->options();
+  if (built.sinks != options.sinks || built.recent != options.recent || built.cluster_size != options.cluster_size ||
+      built.MaxSegment() != options.MaxSegment()) {
+    return Status::InvalidArgument("index was built with other values of sinks, recent, cluster_size or segment_size");
   }
   return Status::Ok();
 }
@@ -81,9 +81,11 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   TACTIC_RETURN_IF_ERROR(shape.Validate());
   TACTIC_RETURN_IF_ERROR(options.Validate());
   if (threads < 1) return Status::InvalidArgument("threads is " + std::to_string(threads) + "; expected at least 1");
-  if (!(params.scale > 0) || !std::isfinite(params.scale) || !(params.softcap >= 0)) {
-    return Status::InvalidArgument("scale is " + std::to_string(params.scale) + " and softcap " +
-                                   std::to_string(params.softcap) + "; expected scale > 0 and softcap >= 0");
+  if (!(params.scale > 0) || !std::isfinite(params.scale)) {
+    return Status::InvalidArgument("scale is " + std::to_string(params.scale) + "; expected a number above 0");
+  }
+  if (!(params.softcap >= 0) || !std::isfinite(params.softcap)) {
+    return Status::InvalidArgument("softcap is " + std::to_string(params.softcap) + "; expected 0 or a number above 0");
   }
   for (size_t i = 0; i < requests.size(); ++i) {
     Status status = CheckRequest(shape, options, requests[i]);
@@ -127,15 +129,17 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
     }
     step.requests.push_back(r);
   }
-  // Spans into forced_cells only once it has stopped growing.
-  std::vector<size_t> begins;
-  for (const RequestPlan& r : step.requests) {
-    begins.push_back(step.forced_cells.size());
+  // Spans into forced_cells in a second pass, once it has stopped growing; the first keeps their lengths.
+  for (RequestPlan& r : step.requests) {
+    const size_t begin = step.forced_cells.size();
     if (!r.dense()) AppendForced(r, &step.forced_cells);
+    r.forced = std::span(step.forced_cells).subspan(begin);
   }
-  begins.push_back(step.forced_cells.size());
-  for (size_t i = 0; i < step.requests.size(); ++i) {
-    step.requests[i].forced = std::span(step.forced_cells).subspan(begins[i], begins[i + 1] - begins[i]);
+  size_t begin = 0;
+  for (RequestPlan& r : step.requests) {
+    const size_t count = r.forced.size();
+    r.forced = std::span(step.forced_cells).subspan(begin, count);
+    begin += count;
   }
 
   const int64_t pairs = std::ssize(requests) * shape.kv_heads;
