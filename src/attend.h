@@ -7,13 +7,8 @@
 
 namespace tactic {
 
-enum class RowKind {
-  kForced,    // read whatever the query
-  kSelected,  // chosen by the query; of a dense request: all
-};
-
-// Attends to thread `thread`'s share of the rows of that kind, into the states of its slot.
-void AttendLists(Step& step, int thread, RowKind kind);
+// Attends to thread `thread`'s share of the forced rows, which all KV heads read: part of stage rank.
+void AttendForced(Step& step, int thread);
 
 }  // namespace tactic
 

@@ -138,7 +138,7 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   size_t begin = 0;
   for (RequestPlan& r : step.requests) {
     const size_t count = r.forced.size();
-    r.forced = std::span(step.forced_cells).subspan(begin, count);
+    r.forced = r.dense() ? r.request.cells : std::span(step.forced_cells).subspan(begin, count);
     begin += count;
   }
 
@@ -221,9 +221,8 @@ std::span<const HeadReport> DecodeStep::head_reports() const { return impl_->rep
 std::vector<uint32_t> DecodeStep::SelectedCells(int request, int kv_head) const {
   Step& step = *impl_;
   const RequestPlan& r = step.requests[request];
-  if (r.dense()) return {r.request.cells.begin(), r.request.cells.end()};
   std::vector<uint32_t> chosen(r.forced.begin(), r.forced.end());
-  for (int part = 0; part < r.parts; ++part) {
+  for (int part = 0; part < (r.dense() ? 0 : r.parts); ++part) {
     const uint32_t count = step.Counts(request, kv_head)[part];
     int64_t first = step.Part(r, part).begin;
     while (count > 0 && !r.segments[first]) ++first;

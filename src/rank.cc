@@ -35,7 +35,7 @@ void ScorePart(Step& step, const RequestPlan& r, int kv_head, int part) {
 }  // namespace
 
 void RankStage(Step& step, int thread) {
-  AttendLists(step, thread, RowKind::kForced);
+  AttendForced(step, thread);
   // Units: the parts of every (request, KV head).
   int64_t units = 0;
   for (const RequestPlan& r : step.requests) units += r.dense() ? 0 : static_cast<int64_t>(r.parts) * step.shape.kv_heads;

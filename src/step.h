@@ -25,13 +25,13 @@ struct Share {
 // One request and where its data lies in the step's buffers.
 struct RequestPlan {
   DecodeRequest request;
-  // Usable segments; 0 for a dense request, whose rows are all of request.cells.
+  // Usable segments; none for a dense request, whose rows are all forced.
   std::span<const std::shared_ptr<const Segment>> segments;
   int64_t clusters = 0;        // segments * slots
   int64_t first_cluster = 0;   // of KV head 0 in sizes, q head 0 in scores and taken (scaled by heads before)
   int64_t first_row = 0;       // of KV head 0 in rows
   int64_t row_capacity = 0;    // rows per KV head
-  std::span<const uint32_t> forced;  // cells read whatever the query: sinks, recent, unclustered
+  std::span<const uint32_t> forced;  // cells read whatever the query: sinks, recent, unclustered; dense: all
   int parts = 1;               // the segments are split in this many runs, units of rank and select
   bool dense() const { return segments.empty(); }
 };
