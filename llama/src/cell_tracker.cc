@@ -8,9 +8,11 @@ namespace tactic::llama {
 namespace {
 
 constexpr uint64_t kUnknownPrint = 0;
-// Sequences remembered besides those of the current batch: rolled-back branches and sequences that pause.
+// Sequences remembered besides those of the current batch: rolled-back branches and sequences that
+// pause.
 constexpr size_t kSpareTracks = 16;
-// Bytes of a key that are fingerprinted: the first dimensions turn fastest with the position, so a shift shows there.
+// Bytes of a key that are fingerprinted: the first dimensions turn fastest with the position, so a
+// shift shows there.
 constexpr size_t kPrintBytes = 16;
 
 constexpr uint16_t kHalfZero = 0;
@@ -75,7 +77,8 @@ void CellTracker::SetPrintSource(const RowsView& keys, size_t row_bytes) {
   print_bytes_ = std::min(kPrintBytes, row_bytes);
   // Fingerprints of another layer say nothing about this one's.
   for (auto& track : tracks_) {
-    for (size_t p = 0; p < std::min(track->unprinted, track->cells.size()); ++p) track->prints[p] = Print(track->cells[p]);
+    for (size_t p = 0; p < std::min(track->unprinted, track->cells.size()); ++p)
+      track->prints[p] = Print(track->cells[p]);
   }
 }
 
@@ -91,7 +94,8 @@ uint64_t CellTracker::Print(uint32_t cell) const {
 
 void CellTracker::RecordPrints() {
   for (auto& track : tracks_) {
-    for (size_t p = track->unprinted; p < track->cells.size(); ++p) track->prints[p] = Print(track->cells[p]);
+    for (size_t p = track->unprinted; p < track->cells.size(); ++p)
+      track->prints[p] = Print(track->cells[p]);
     track->unprinted = track->cells.size();
   }
 }
@@ -113,8 +117,8 @@ Track* CellTracker::Match(int64_t base, const CellSet& visible) {
   // Less than half in common: another sequence, whose index would have to be rebuilt anyway.
   const bool same = best != nullptr && 2 * best_removed < std::ssize(best->cells);
   if (same && best_removed == 0) return best;
-  // A sequence that lost cells may have been rolled back, or be a branch of one that goes on: keep the other as it was. Its
-  // segments are shared, so this costs a copy of the list.
+  // A sequence that lost cells may have been rolled back, or be a branch of one that goes on: keep
+  // the other as it was. Its segments are shared, so this costs a copy of the list.
   auto track = same ? std::make_unique<Track>(*best) : std::make_unique<Track>();
   track->base = base;
   tracks_.push_back(std::move(track));
@@ -140,7 +144,8 @@ void CellTracker::Apply(Track* track, const CellSet& visible, std::span<const in
       for (size_t end = gone.size(); end > 0;) {
         size_t begin = end - 1;
         while (begin > 0 && gone[begin - 1] + 1 == gone[begin]) --begin;
-        (void)index.RemoveRange(static_cast<int64_t>(gone[begin]), static_cast<int64_t>(gone[end - 1]) + 1);
+        (void)index.RemoveRange(static_cast<int64_t>(gone[begin]),
+                                static_cast<int64_t>(gone[end - 1]) + 1);
         end = begin;
       }
     }
@@ -164,12 +169,14 @@ void CellTracker::Apply(Track* track, const CellSet& visible, std::span<const in
     edits_ += changed ? 1 : 0;
   }
 
-  // New cells: those of this batch in its order, after any that appeared otherwise (a state that was loaded, a copy).
+  // New cells: those of this batch in its order, after any that appeared otherwise (a state that
+  // was loaded, a copy).
   std::vector<uint32_t> added;
   visible.ForEach([&](int64_t cell) {
     if (!track->set.Has(cell)) added.push_back(static_cast<uint32_t>(track->base + cell));
   });
-  std::stable_sort(added.begin(), added.end(), [&](uint32_t a, uint32_t b) { return stamps_[a] < stamps_[b]; });
+  std::stable_sort(added.begin(), added.end(),
+                   [&](uint32_t a, uint32_t b) { return stamps_[a] < stamps_[b]; });
   if (!track->cells.empty() && added.size() > written.size()) ++edits_;
   for (uint32_t cell : added) {
     track->cells.push_back(cell);
@@ -218,7 +225,8 @@ bool CellTracker::Update(const BatchView& batch, bool all_rows, std::vector<Trac
       TrackedRow row;
       const int64_t count = sets[t].Count();
       Track* track = track_of[t];
-      bool prefix = track != nullptr && count <= std::ssize(track->cells) && sets[t].CountMissingFrom(track->set) == 0;
+      bool prefix = track != nullptr && count <= std::ssize(track->cells) &&
+                    sets[t].CountMissingFrom(track->set) == 0;
       if (prefix) {
         for (size_t p = static_cast<size_t>(count); p < track->cells.size(); ++p) {
           prefix = prefix && !sets[t].Has(static_cast<int64_t>(track->cells[p]) - base);
@@ -228,7 +236,9 @@ bool CellTracker::Update(const BatchView& batch, bool all_rows, std::vector<Trac
         row.track = track;
         row.num_tokens = count;
       } else {
-        sets[t].ForEach([&](int64_t cell) { row.explicit_cells.push_back(static_cast<uint32_t>(base + cell)); });
+        sets[t].ForEach([&](int64_t cell) {
+          row.explicit_cells.push_back(static_cast<uint32_t>(base + cell));
+        });
       }
       rows->push_back(std::move(row));
     }
@@ -241,8 +251,9 @@ void CellTracker::Evict() {
   size_t current = 0;
   for (const auto& track : tracks_) current += track->last_used == clock_ ? 1 : 0;
   while (tracks_.size() > current + kSpareTracks) {
-    const auto oldest = std::min_element(tracks_.begin(), tracks_.end(),
-                                         [](const auto& a, const auto& b) { return a->last_used < b->last_used; });
+    const auto oldest =
+        std::min_element(tracks_.begin(), tracks_.end(),
+                         [](const auto& a, const auto& b) { return a->last_used < b->last_used; });
     tracks_.erase(oldest);
   }
 }
@@ -263,7 +274,8 @@ size_t CellTracker::IndexBytes() const {
   for (const auto& track : tracks_) {
     if (track->last_used != clock_) continue;
     for (const auto& [layer, index] : track->indexes) bytes += index.MemoryBytes();
-    bytes += track->cells.capacity() * sizeof(uint32_t) + track->prints.capacity() * sizeof(uint64_t);
+    bytes +=
+        track->cells.capacity() * sizeof(uint32_t) + track->prints.capacity() * sizeof(uint64_t);
   }
   return bytes;
 }

@@ -35,14 +35,16 @@ bool ReadType(ggml_type type, ElementType* out) {
   }
 }
 
-// A view of a cache tensor, [dim, cells, heads, streams], as rows numbered from the tensor's first cell.
+// A view of a cache tensor, [dim, cells, heads, streams], as rows numbered from the tensor's first
+// cell.
 Status ReadRows(const ggml_tensor* view, RowsView* rows) {
   const std::string name = view->name;
   if (view->view_src == nullptr || view->view_src->buffer == nullptr) {
     return Status::Unsupported(name + " is not a view of the KV cache");
   }
   if (!ggml_backend_buffer_is_host(view->view_src->buffer)) {
-    return Status::Unsupported(name + " lies in a device buffer; expected the KV cache in host memory");
+    return Status::Unsupported(name +
+                               " lies in a device buffer; expected the KV cache in host memory");
   }
   if (!ReadType(view->type, &rows->type)) {
     return Status::Unsupported(name + " has type " + ggml_type_name(view->type) +
@@ -64,15 +66,18 @@ Status LayerView::Read(const ggml_tensor* attention) {
   const ggml_tensor* k = attention->src[1];
   const ggml_tensor* v = attention->src[2];
   const ggml_tensor* mask = attention->src[3];
-  if (k->view_src == nullptr || std::strncmp(k->view_src->name, kKeyCachePrefix, std::strlen(kKeyCachePrefix)) != 0) {
-    return Status::Unsupported("attention reads keys from " + std::string(k->name) + "; expected a KV cache");
+  if (k->view_src == nullptr ||
+      std::strncmp(k->view_src->name, kKeyCachePrefix, std::strlen(kKeyCachePrefix)) != 0) {
+    return Status::Unsupported("attention reads keys from " + std::string(k->name) +
+                               "; expected a KV cache");
   }
   if (mask == nullptr || mask->type != GGML_TYPE_F16 || mask->buffer == nullptr ||
       !ggml_backend_buffer_is_host(mask->buffer)) {
     return Status::Unsupported("attention has no f16 mask in host memory");
   }
   if (attention->src[4] != nullptr) return Status::Unsupported("attention has learned sinks");
-  if (q->type != GGML_TYPE_F32 || attention->type != GGML_TYPE_F32 || !ggml_is_contiguous(attention)) {
+  if (q->type != GGML_TYPE_F32 || attention->type != GGML_TYPE_F32 ||
+      !ggml_is_contiguous(attention)) {
     return Status::Unsupported("queries or outputs are not f32");
   }
   TACTIC_RETURN_IF_ERROR(ReadRows(k, &keys));
@@ -90,7 +95,8 @@ Status LayerView::Read(const ggml_tensor* attention) {
   softcap = params[2];
   Status status = shape.Validate();
   if (!status.ok()) return Status::Unsupported(status.message());
-  if (k->ne[3] != streams || mask->ne[3] != streams || mask->ne[1] < tokens || mask->ne[2] != 1 || v->ne[2] != k->ne[2]) {
+  if (k->ne[3] != streams || mask->ne[3] != streams || mask->ne[1] < tokens || mask->ne[2] != 1 ||
+      v->ne[2] != k->ne[2]) {
     return Status::Unsupported("attention has sources of unexpected sizes");
   }
   return Status::Ok();
@@ -101,7 +107,8 @@ std::vector<int64_t> LayerView::StreamBases() const {
   const auto offset = static_cast<int64_t>(static_cast<const uint8_t*>(k->data) - keys.data);
   std::vector<int64_t> bases;
   for (int64_t s = 0; s < streams; ++s) {
-    bases.push_back((offset + s * static_cast<int64_t>(k->nb[3])) / static_cast<int64_t>(keys.row_stride));
+    bases.push_back((offset + s * static_cast<int64_t>(k->nb[3])) /
+                    static_cast<int64_t>(keys.row_stride));
   }
   return bases;
 }
@@ -112,10 +119,12 @@ void AttentionBatch::PlanIndex(Layer* layer) {
   if (options_->policy != Policy::kPaper) return;
   for (const TrackedRow& row : *layer->rows) {
     if (row.track == nullptr) continue;
-    const bool seen = std::any_of(layer->builds.begin(), layer->builds.end(),
-                                  [&](const Layer::Build& build) { return build.track == row.track; });
+    const bool seen =
+        std::any_of(layer->builds.begin(), layer->builds.end(),
+                    [&](const Layer::Build& build) { return build.track == row.track; });
     if (seen) continue;
-    auto [at, created] = row.track->indexes.try_emplace(layer->view.layer, layer->view.shape, options_->tactic);
+    auto [at, created] =
+        row.track->indexes.try_emplace(layer->view.layer, layer->view.shape, options_->tactic);
     if (created) at->second.Append(std::ssize(row.track->cells));
     layer->builds.push_back({row.track, &at->second, at->second.PlanBuild()});
   }
@@ -140,7 +149,9 @@ void AttentionBatch::Index(Layer* layer, int thread, int threads) {
       within -= build.units;
     }
   }
-  build_ns_ += std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin).count();
+  build_ns_ +=
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin)
+          .count();
 }
 
 void AttentionBatch::PlanStep(Layer* layer, int threads) {
@@ -153,12 +164,14 @@ void AttentionBatch::PlanStep(Layer* layer, int threads) {
     for (int64_t t = 0; t < view.tokens; ++t) {
       const TrackedRow& row = (*layer->rows)[s * view.tokens + t];
       DecodeRequest request;
-      request.q = reinterpret_cast<const float*>(static_cast<const uint8_t*>(q->data) + t * q->nb[1] + s * q->nb[3]);
+      request.q = reinterpret_cast<const float*>(static_cast<const uint8_t*>(q->data) +
+                                                 t * q->nb[1] + s * q->nb[3]);
       request.q_stride = q->nb[2] / sizeof(float);
       request.keys = view.keys;
       request.values = view.values;
       request.cells = row.cells();
-      request.out = reinterpret_cast<float*>(static_cast<uint8_t*>(out->data) + t * out->nb[2] + s * out->nb[3]);
+      request.out = reinterpret_cast<float*>(static_cast<uint8_t*>(out->data) + t * out->nb[2] +
+                                             s * out->nb[3]);
       request.out_stride = out->nb[1] / sizeof(float);
       if (row.track != nullptr && options_->policy == Policy::kPaper) {
         request.index = &row.track->indexes.at(view.layer);
@@ -171,7 +184,8 @@ void AttentionBatch::PlanStep(Layer* layer, int threads) {
   const DecodeParams params{view.scale, view.softcap, measure_};
   const Status status = step_.Plan(view.shape, tactic, params, requests_, threads);
   if (!status.ok()) {  // everything was checked when the node was taken over
-    std::fprintf(stderr, "tactic: internal error: layer %d: %s\n", view.layer, status.message().c_str());
+    std::fprintf(stderr, "tactic: internal error: layer %d: %s\n", view.layer,
+                 status.message().c_str());
     std::abort();
   }
   step_done_ = false;

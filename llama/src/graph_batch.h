@@ -1,11 +1,14 @@
-// AttentionBatch: the phases of our attention for one batch, called from ggml's threads, layer after layer.
+// AttentionBatch: the phases of our attention for one batch, called from ggml's threads, layer
+// after layer.
 //
-// Every attention layer of a graph carries six custom operations (or one, for a prompt batch, whose attention stays stock):
+// Every attention layer of a graph carries six custom operations (or one, for a prompt batch, whose
+// attention stays stock):
 //
 //   kIndex    cluster segments that became due; lay out the layer's decode step
 //   kRank, kBudget, kSelect, kAttend, kCombine    the phases of DecodeStep
 //
-// ggml synchronises its threads between nodes, so the phases need no barrier of ours. One DecodeStep serves all layers in turn.
+// ggml synchronises its threads between nodes, so the phases need no barrier of ours. One
+// DecodeStep serves all layers in turn.
 #ifndef TACTIC_LLAMA_SRC_GRAPH_BATCH_H_
 #define TACTIC_LLAMA_SRC_GRAPH_BATCH_H_
 
@@ -23,17 +26,19 @@ namespace tactic::llama {
 // An attention layer as the graph shows it.
 struct LayerView {
   int layer = -1;
-  const ggml_tensor* node = nullptr;  // the attention node: sources q, k, v, mask; data is the output
+  const ggml_tensor* node =
+      nullptr;  // the attention node: sources q, k, v, mask; data is the output
   LayerShape shape;
-  RowsView keys;    // cells numbered over all streams
+  RowsView keys;  // cells numbered over all streams
   RowsView values;
-  int64_t tokens = 0;   // per stream
+  int64_t tokens = 0;  // per stream
   int64_t streams = 0;
   float scale = 1;
   float softcap = 0;
 
-  // Fills *this from a GGML_OP_FLASH_ATTN_EXT node. Unsupported, with the reason, when it is not one we can compute: not host
-  // memory, ALiBi, attention sinks, an element type or size we have no kernel for.
+  // Fills *this from a GGML_OP_FLASH_ATTN_EXT node. Unsupported, with the reason, when it is not
+  // one we can compute: not host memory, ALiBi, attention sinks, an element type or size we have no
+  // kernel for.
   Status Read(const ggml_tensor* attention);
   // First cell of every stream that the node covers.
   std::vector<int64_t> StreamBases() const;
@@ -41,13 +46,13 @@ struct LayerView {
 
 class AttentionBatch {
  public:
-  // Prepares the layer's phases, before the graph runs. `rows` must stay valid until it ran. Returns whether there is
-  // anything to do for kIndex.
+  // Prepares the layer's phases, before the graph runs. `rows` must stay valid until it ran.
+  // Returns whether there is anything to do for kIndex.
   struct Layer {
     LayerView view;
     CellTracker* tracker = nullptr;
     const std::vector<TrackedRow>* rows = nullptr;
-    bool decode = false;        // all phases; otherwise kIndex only
+    bool decode = false;  // all phases; otherwise kIndex only
     bool record_prints = false;
     struct Build {
       Track* track;
@@ -60,7 +65,8 @@ class AttentionBatch {
 
   explicit AttentionBatch(const HookOptions* options) : options_(options) {}
 
-  // Brings the index of every sequence of the layer's rows up to date on paper: what is to be clustered in kIndex.
+  // Brings the index of every sequence of the layer's rows up to date on paper: what is to be
+  // clustered in kIndex.
   void PlanIndex(Layer* layer);
 
   void Index(Layer* layer, int thread, int threads);

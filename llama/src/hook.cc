@@ -27,7 +27,8 @@ int KeyCacheLayer(const ggml_tensor* node) {
   return std::atoi(cache->name + prefix);
 }
 
-// The nodes before attention that our first phases take: they compute nothing, and everything they need has been computed.
+// The nodes before attention that our first phases take: they compute nothing, and everything they
+// need has been computed.
 constexpr int kPhasesBefore = 4;  // index, rank, budget, select
 
 }  // namespace
@@ -51,7 +52,8 @@ Status ParsePolicy(std::string_view name, Policy* policy) {
       return Status::Ok();
     }
   }
-  return Status::InvalidArgument("policy is " + std::string(name) + "; expected stock, dense or paper");
+  return Status::InvalidArgument("policy is " + std::string(name) +
+                                 "; expected stock, dense or paper");
 }
 
 class Hook::Impl {
@@ -96,9 +98,10 @@ class Hook::Impl {
     TACTIC_RETURN_IF_ERROR(Check(options));
     const Options& a = options_.tactic;
     const Options& b = options.tactic;
-    const bool same_index = a.cluster_size == b.cluster_size && a.kmeans_iterations == b.kmeans_iterations &&
-                            a.segment_size == b.segment_size && a.update_interval == b.update_interval &&
-                            a.seed == b.seed && a.sinks == b.sinks && a.recent == b.recent;
+    const bool same_index =
+        a.cluster_size == b.cluster_size && a.kmeans_iterations == b.kmeans_iterations &&
+        a.segment_size == b.segment_size && a.update_interval == b.update_interval &&
+        a.seed == b.seed && a.sinks == b.sinks && a.recent == b.recent;
     batch_.Harvest();
     options_ = options;
     if (!same_index) DropIndex();
@@ -111,7 +114,8 @@ class Hook::Impl {
     CustomOp probe;
     TACTIC_RETURN_IF_ERROR(CustomOp::Make(PhaseFunction, nullptr, &probe));
     if (options.max_decode_tokens < 1 || options.max_decode_tokens > 64) {
-      return Status::InvalidArgument("max_decode_tokens is " + std::to_string(options.max_decode_tokens) +
+      return Status::InvalidArgument("max_decode_tokens is " +
+                                     std::to_string(options.max_decode_tokens) +
                                      "; expected a number from 1 to 64");
     }
     return Status::Ok();
@@ -138,7 +142,8 @@ class Hook::Impl {
   const HookOptions& options() const { return options_; }
   Status Problem() const {
     if (any_node_ && !any_attention_ && options_.policy != Policy::kStock) {
-      return Status::Unsupported("the model's graph has no flash-attention nodes, so its attention cannot be taken over");
+      return Status::Unsupported(
+          "the model's graph has no flash-attention nodes, so its attention cannot be taken over");
     }
     return problem_;
   }
@@ -162,7 +167,7 @@ class Hook::Impl {
     CellTracker tracker;
     std::vector<TrackedRow> rows;  // of the current batch
     uint64_t graph = 0;            // which it belongs to
-    bool understood = false;  // the batch is one we can follow
+    bool understood = false;       // the batch is one we can follow
     bool decode = false;
     bool slides = false;
     int print_layer = -1;
@@ -195,7 +200,8 @@ class Hook::Impl {
     return calls.get();
   }
 
-  // Rows of a key cache are being written: the cells of the batch, and the sign that a new graph begins.
+  // Rows of a key cache are being written: the cells of the batch, and the sign that a new graph
+  // begins.
   void VisitWrite(ggml_tensor* node) {
     const int layer = KeyCacheLayer(node);
     if (layer < 0) return;
@@ -203,10 +209,12 @@ class Hook::Impl {
     last_layer_ = layer;
     const ggml_tensor* cells = node->src[1];
     written_.clear();
-    if (cells == nullptr || cells->buffer == nullptr || !ggml_backend_buffer_is_host(cells->buffer)) return;
+    if (cells == nullptr || cells->buffer == nullptr || !ggml_backend_buffer_is_host(cells->buffer))
+      return;
     for (int64_t i = 0; i < cells->ne[0]; ++i) {
-      written_.push_back(cells->type == GGML_TYPE_I64 ? static_cast<const int64_t*>(cells->data)[i]
-                                                      : static_cast<const int32_t*>(cells->data)[i]);
+      written_.push_back(cells->type == GGML_TYPE_I64
+                             ? static_cast<const int64_t*>(cells->data)[i]
+                             : static_cast<const int32_t*>(cells->data)[i]);
     }
   }
 
@@ -215,7 +223,8 @@ class Hook::Impl {
     batch_.Harvest();
     last_layer_ = -1;
     problem_ = Status::Ok();
-    // With several caches, one whose rows see fewer cells than another's is a sliding window: too short for us to help.
+    // With several caches, one whose rows see fewer cells than another's is a sliding window: too
+    // short for us to help.
     int64_t most = 0;
     for (auto& [first_layer, group] : groups_) most = std::max(most, group.visible);
     for (auto& [first_layer, group] : groups_) group.slides = group.visible < most;
@@ -226,7 +235,8 @@ class Hook::Impl {
     if (!Prepare(node)) ++batch_.stats().nodes_stock;
   }
 
-  // Makes ready to take over an attention node, or at least to index the keys of a prompt batch. False: it stays stock.
+  // Makes ready to take over an attention node, or at least to index the keys of a prompt batch.
+  // False: it stays stock.
   bool Prepare(ggml_tensor* node) {
     LayerView view;
     const Status status = view.Read(node);
@@ -240,7 +250,8 @@ class Hook::Impl {
     }
     Group& group = BeginGroup(view);
     LayerCalls* calls = Calls(view.layer);
-    // Layers that share another layer's keys stay stock: their index is already being built in this graph.
+    // Layers that share another layer's keys stay stock: their index is already being built in this
+    // graph.
     if (!group.understood || group.slides || calls->graph == graph_) return false;
     calls->graph = graph_;
     AttentionBatch::Layer& layer = calls->layer;
@@ -266,14 +277,15 @@ class Hook::Impl {
     return false;
   }
 
-  // The node after attention: if it is the view of its output that every graph of llama.cpp has there, all phases have their
-  // place and the nodes are rewritten; if not, attention stays stock.
+  // The node after attention: if it is the view of its output that every graph of llama.cpp has
+  // there, all phases have their place and the nodes are rewritten; if not, attention stays stock.
   void Settle(ggml_tensor* node) {
     LayerCalls* calls = pending_;
     pending_ = nullptr;
     if (node->op != GGML_OP_RESHAPE || node->src[0] != pending_node_) {
-      problem_ = Status::Unsupported("attention is followed by " + std::string(ggml_op_name(node->op)) +
-                                     "; expected a reshape of its output");
+      problem_ =
+          Status::Unsupported("attention is followed by " + std::string(ggml_op_name(node->op)) +
+                              "; expected a reshape of its output");
       ++batch_.stats().nodes_stock;
       return;
     }
@@ -287,7 +299,8 @@ class Hook::Impl {
   Group& BeginGroup(const LayerView& view) {
     const ggml_tensor* mask = view.node->src[3];
     // Masks move from graph to graph; the first layer that uses one names its group.
-    if (!group_of_mask_.empty() && group_of_mask_.begin()->first.first != graph_) group_of_mask_.clear();
+    if (!group_of_mask_.empty() && group_of_mask_.begin()->first.first != graph_)
+      group_of_mask_.clear();
     const int first_layer = group_of_mask_.try_emplace({graph_, mask}, view.layer).first->second;
     Group& group = groups_[first_layer];
     if (group.graph == graph_) return group;
@@ -310,7 +323,9 @@ class Hook::Impl {
     if (group.slides) return group;
     group.understood = group.understood && group.tracker.Update(batch, group.decode, &group.rows);
     if (!group.understood) {
-      problem_ = Status::Unsupported("attention has a mask that is not a choice of cells, or cells that are not written by it");
+      problem_ = Status::Unsupported(
+          "attention has a mask that is not a choice of cells, or cells that are not written by "
+          "it");
       return group;
     }
     if (!group.decode) return group;
@@ -332,10 +347,10 @@ class Hook::Impl {
   uint64_t counted_graph_ = 0;
   bool any_node_ = false;
   bool any_attention_ = false;
-  std::vector<int64_t> written_;       // cells that the last SET_ROWS of a key cache writes
-  std::vector<ggml_tensor*> empty_;    // empty nodes since the last that computes
+  std::vector<int64_t> written_;     // cells that the last SET_ROWS of a key cache writes
+  std::vector<ggml_tensor*> empty_;  // empty nodes since the last that computes
   ggml_tensor* before_[kPhasesBefore] = {};
-  LayerCalls* pending_ = nullptr;      // attention node whose successor is not known yet
+  LayerCalls* pending_ = nullptr;  // attention node whose successor is not known yet
   ggml_tensor* pending_node_ = nullptr;
 };
 
@@ -350,7 +365,8 @@ Hook::~Hook() = default;
 
 Status Hook::Install(llama_context_params* params) {
   if (params->cb_eval != nullptr) {
-    return Status::InvalidArgument("cb_eval is already set; expected a context without an evaluation callback");
+    return Status::InvalidArgument(
+        "cb_eval is already set; expected a context without an evaluation callback");
   }
   params->cb_eval = Impl::Callback;
   params->cb_eval_user_data = impl_.get();

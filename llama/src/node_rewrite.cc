@@ -9,7 +9,8 @@ namespace {
 constexpr size_t kCustomBytes = 24;
 struct Saved {
   int32_t op;
-  uint8_t params[GGML_MAX_OP_PARAMS - kCustomBytes - sizeof(int32_t)];  // 36: views use 8, permutations 16, attention 16
+  uint8_t params[GGML_MAX_OP_PARAMS - kCustomBytes -
+                 sizeof(int32_t)];  // 36: views use 8, permutations 16, attention 16
 };
 static_assert(kCustomBytes + sizeof(Saved) == GGML_MAX_OP_PARAMS);
 
@@ -20,10 +21,11 @@ uint8_t* Bytes(ggml_tensor* node) { return reinterpret_cast<uint8_t*>(node->op_p
 Status CustomOp::Make(ggml_custom_op_t function, void* user_data, CustomOp* op) {
   // A scratch context of no data: big enough for two tensor headers.
   ggml_context* context = ggml_init({4 * ggml_tensor_overhead(), nullptr, /*no_alloc=*/true});
-  if (context == nullptr) return Status::ResourceExhausted("ggml_init failed for a scratch context");
+  if (context == nullptr)
+    return Status::ResourceExhausted("ggml_init failed for a scratch context");
   ggml_tensor* source = ggml_new_tensor_1d(context, GGML_TYPE_F32, 1);
-  const ggml_tensor* made =
-      ggml_custom_4d(context, GGML_TYPE_F32, 1, 1, 1, 1, &source, 1, function, GGML_N_TASKS_MAX, user_data);
+  const ggml_tensor* made = ggml_custom_4d(context, GGML_TYPE_F32, 1, 1, 1, 1, &source, 1, function,
+                                           GGML_N_TASKS_MAX, user_data);
   std::memcpy(op->params_.data(), made->op_params, GGML_MAX_OP_PARAMS);
   ggml_free(context);
   const auto* bytes = reinterpret_cast<const uint8_t*>(op->params_.data());
@@ -43,7 +45,8 @@ void CustomOp::Rewrite(ggml_tensor* node) const {
 }
 
 bool IsRewritten(const ggml_tensor* node, ggml_custom_op_t function) {
-  return node->op == GGML_OP_CUSTOM && std::memcmp(node->op_params, &function, sizeof(function)) == 0;
+  return node->op == GGML_OP_CUSTOM &&
+         std::memcmp(node->op_params, &function, sizeof(function)) == 0;
 }
 
 void Restore(ggml_tensor* node) {

@@ -1,8 +1,9 @@
 // Turning graph nodes of ggml into calls of ours, and back.
 //
-// A rewritten node keeps its tensor, sources and data; only `op` and `op_params` change to those of a custom operation made by
-// ggml_custom_4d. What was there is kept in the unused end of op_params, so that a graph that llama.cpp uses again can be put
-// back without any memory of our own. Public ggml headers only.
+// A rewritten node keeps its tensor, sources and data; only `op` and `op_params` change to those of
+// a custom operation made by ggml_custom_4d. What was there is kept in the unused end of op_params,
+// so that a graph that llama.cpp uses again can be put back without any memory of our own. Public
+// ggml headers only.
 #ifndef TACTIC_LLAMA_SRC_NODE_REWRITE_H_
 #define TACTIC_LLAMA_SRC_NODE_REWRITE_H_
 
@@ -17,7 +18,8 @@ namespace tactic::llama {
 // The operator parameters of a custom operation with one function and one user pointer.
 class CustomOp {
  public:
-  // Unsupported when this ggml lays out custom operations in a way that leaves no room for what was there.
+  // Unsupported when this ggml lays out custom operations in a way that leaves no room for what was
+  // there.
   static Status Make(ggml_custom_op_t function, void* user_data, CustomOp* op);
 
   // REQUIRES: `node` is not rewritten.

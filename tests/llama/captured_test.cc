@@ -1,5 +1,6 @@
-// The core on real queries, keys and values, captured from every layer of a model that reads a book: dense attention against the
-// double reference, and the paper's selection against the rows the reference selects.
+// The core on real queries, keys and values, captured from every layer of a model that reads a
+// book: dense attention against the double reference, and the paper's selection against the rows
+// the reference selects.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -21,10 +22,10 @@ constexpr int kTokens = 2000;
 struct CapturedLayer {
   LayerShape shape;
   float scale = 0;
-  std::vector<float> q;         // [q_heads][head_dim]
-  std::vector<uint16_t> keys;   // f16, [tokens][kv_heads][head_dim]
+  std::vector<float> q;        // [q_heads][head_dim]
+  std::vector<uint16_t> keys;  // f16, [tokens][kv_heads][head_dim]
   std::vector<uint16_t> values;
-  std::vector<float> stock;     // llama.cpp's own output, [q_heads][value_dim]
+  std::vector<float> stock;  // llama.cpp's own output, [q_heads][value_dim]
 };
 
 struct Capture {
@@ -42,14 +43,17 @@ struct Capture {
     layer.scale = view.scale;
     const ggml_tensor* q = node->src[0];
     for (int h = 0; h < view.shape.q_heads; ++h) {
-      const auto* row = reinterpret_cast<const float*>(static_cast<const uint8_t*>(q->data) + h * q->nb[2]);
+      const auto* row =
+          reinterpret_cast<const float*>(static_cast<const uint8_t*>(q->data) + h * q->nb[2]);
       layer.q.insert(layer.q.end(), row, row + view.shape.head_dim);
     }
     const size_t row = static_cast<size_t>(view.shape.kv_heads) * view.shape.head_dim;
-    for (auto [rows, out] : {std::pair{&view.keys, &layer.keys}, std::pair{&view.values, &layer.values}}) {
+    for (auto [rows, out] :
+         {std::pair{&view.keys, &layer.keys}, std::pair{&view.values, &layer.values}}) {
       out->resize(row * (kTokens + 1));
       for (int cell = 0; cell <= kTokens; ++cell) {
-        std::memcpy(out->data() + cell * row, rows->data + cell * rows->row_stride, row * sizeof(uint16_t));
+        std::memcpy(out->data() + cell * row, rows->data + cell * rows->row_stride,
+                    row * sizeof(uint16_t));
       }
     }
     const auto* out = static_cast<const float*>(node->data);
@@ -115,7 +119,8 @@ struct Executed {
     request.index = &index;
     request.out = out.data();
     request.out_stride = layer.shape.value_dim;
-    const Status status = step.Plan(layer.shape, options, {layer.scale, 0, false}, std::span(&request, 1), 1);
+    const Status status =
+        step.Plan(layer.shape, options, {layer.scale, 0, false}, std::span(&request, 1), 1);
     EXPECT_TRUE(status.ok()) << status.message();
     step.Run();
   }
@@ -126,10 +131,12 @@ oracle::Row Query(const CapturedLayer& layer, int head) {
   return oracle::Row(begin, begin + layer.shape.head_dim);
 }
 
-// Every element of a softmax average is off by at most the error of the weights times the largest value. A weight's relative
-// error is that of its logit (a dot product of `dim` f32 products: (log2(dim) + dim / 16) roundings of sum |q_i k_i|), of
-// exp (under 4 ulp) and of the sums over n rows in blocks of 64 (n / 64 + 64 roundings at worst).
-double OutputBound(const oracle::Row& q, const oracle::Rows& keys, const oracle::Rows& values, double scale) {
+// Every element of a softmax average is off by at most the error of the weights times the largest
+// value. A weight's relative error is that of its logit (a dot product of `dim` f32 products:
+// (log2(dim) + dim / 16) roundings of sum |q_i k_i|), of exp (under 4 ulp) and of the sums over n
+// rows in blocks of 64 (n / 64 + 64 roundings at worst).
+double OutputBound(const oracle::Row& q, const oracle::Rows& keys, const oracle::Rows& values,
+                   double scale) {
   constexpr double kEps = 0x1p-24;
   double most = 0, largest = 0;
   for (const oracle::Row& k : keys) {
@@ -153,8 +160,10 @@ TEST(CapturedTest, DenseIsTheDoubleReferenceWithinItsArithmetic) {
     const Executed executed(layer, options);
     for (int h = 0; h < layer.shape.q_heads; ++h) {
       const int kv_head = h / layer.shape.group();
-      const oracle::Rows keys = ToRows(layer.keys, layer.shape.kv_heads, layer.shape.head_dim, kv_head);
-      const oracle::Rows values = ToRows(layer.values, layer.shape.kv_heads, layer.shape.value_dim, kv_head);
+      const oracle::Rows keys =
+          ToRows(layer.keys, layer.shape.kv_heads, layer.shape.head_dim, kv_head);
+      const oracle::Rows values =
+          ToRows(layer.values, layer.shape.kv_heads, layer.shape.value_dim, kv_head);
       std::vector<int64_t> all(executed.cells.begin(), executed.cells.end());
       const oracle::Row q = Query(layer, h);
       const oracle::Attention reference = oracle::Attend(q, keys, values, all, layer.scale, 0);
@@ -172,7 +181,8 @@ TEST(CapturedTest, DenseIsTheDoubleReferenceWithinItsArithmetic) {
   EXPECT_LT(worst, worst_stock);
 }
 
-// Rows whose presence or absence is decided by a difference below f32 resolution: nothing but their number can be compared.
+// Rows whose presence or absence is decided by a difference below f32 resolution: nothing but their
+// number can be compared.
 TEST(CapturedTest, PaperSelectsTheRowsOfTheReference) {
   int pairs = 0, different = 0;
   for (const int segment_size : {0, 256}) {
@@ -184,7 +194,8 @@ TEST(CapturedTest, PaperSelectsTheRowsOfTheReference) {
       for (const CapturedLayer& layer : Layers()) {
         const Executed executed(layer, options);
         for (int kv_head = 0; kv_head < layer.shape.kv_heads; ++kv_head) {
-          const oracle::Rows keys = ToRows(layer.keys, layer.shape.kv_heads, layer.shape.head_dim, kv_head);
+          const oracle::Rows keys =
+              ToRows(layer.keys, layer.shape.kv_heads, layer.shape.head_dim, kv_head);
           std::vector<oracle::Cluster> clusters;
           std::vector<bool> clustered(executed.cells.size(), false);
           const int slots = executed.index.slots();
@@ -194,7 +205,8 @@ TEST(CapturedTest, PaperSelectsTheRowsOfTheReference) {
             for (int c = 0; c < head.count; ++c) {
               oracle::Cluster cluster;
               for (int x = 0; x < layer.shape.head_dim; ++x) {
-                cluster.centroid.push_back(HalfToFloat(head.centroids[static_cast<size_t>(x) * slots + c]));
+                cluster.centroid.push_back(
+                    HalfToFloat(head.centroids[static_cast<size_t>(x) * slots + c]));
               }
               for (uint32_t m = head.starts[c]; m < head.starts[c + 1]; ++m) {
                 cluster.members.push_back(segment.first() + head.members[m]);
@@ -211,15 +223,18 @@ TEST(CapturedTest, PaperSelectsTheRowsOfTheReference) {
           for (int g = 0; g < layer.shape.group(); ++g) {
             const oracle::Row q = Query(layer, kv_head * layer.shape.group() + g);
             const std::vector<int64_t> order = oracle::Order(q, clusters);
-            const oracle::Budget budget = oracle::PaperBudget(q, keys, order, forced, options, layer.scale, 0);
+            const oracle::Budget budget =
+                oracle::PaperBudget(q, keys, order, forced, options, layer.scale, 0);
             heads.push_back(oracle::HeadRows(order, budget.ranks, forced));
           }
           const std::vector<int64_t> expected = oracle::Union(heads);
           const std::vector<uint32_t> selected = executed.step.SelectedCells(0, kv_head);
           ++pairs;
-          if (std::equal(expected.begin(), expected.end(), selected.begin(), selected.end())) continue;
+          if (std::equal(expected.begin(), expected.end(), selected.begin(), selected.end()))
+            continue;
           ++different;
-          // A tie decided the other way moves at most a cluster's worth of ranks at the end of one head's prefix.
+          // A tie decided the other way moves at most a cluster's worth of ranks at the end of one
+          // head's prefix.
           EXPECT_LE(std::abs(std::ssize(expected) - std::ssize(selected)), options.cluster_size);
         }
       }

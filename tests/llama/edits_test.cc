@@ -1,5 +1,5 @@
-// Random edits of the KV cache - append, remove, shift, fork, save and load, several sequences at once - after which decoding
-// must give, bit for bit, what a fresh index of the same cache gives.
+// Random edits of the KV cache - append, remove, shift, fork, save and load, several sequences at
+// once - after which decoding must give, bit for bit, what a fresh index of the same cache gives.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -15,7 +15,8 @@ namespace {
 constexpr int kContext = 1024;
 constexpr int kSequences = 3;
 
-// A context whose cache is edited at random, with small segments so that a few hundred tokens make many.
+// A context whose cache is edited at random, with small segments so that a few hundred tokens make
+// many.
 class EditedCache {
  public:
   EditedCache(uint32_t seed, bool unified, ggml_type type) : random_(seed), unified_(unified) {
@@ -28,7 +29,8 @@ class EditedCache {
     options_.tactic.target = 0.8;
     EXPECT_TRUE(Hook::Create(options_, &hook_).ok());
     llama_context_params params = SmallContext(kContext);
-    params.n_threads = params.n_threads_batch = 1;  // thousands of tiny steps: barriers would cost more than they save
+    params.n_threads = params.n_threads_batch =
+        1;  // thousands of tiny steps: barriers would cost more than they save
     params.n_seq_max = kSequences;
     params.kv_unified = unified;
     params.type_k = params.type_v = type;
@@ -48,7 +50,8 @@ class EditedCache {
   }
 
   // Decodes `count` further tokens of each listed sequence in one batch.
-  bool Decode(const std::vector<int>& sequences, int count, std::vector<std::vector<float>>* logits) {
+  bool Decode(const std::vector<int>& sequences, int count,
+              std::vector<std::vector<float>>* logits) {
     llama_batch batch = llama_batch_init(static_cast<int>(sequences.size()) * count, 0, 1);
     for (int s : sequences) {
       for (int i = 0; i < count; ++i) {
@@ -189,7 +192,8 @@ TEST_P(EditsTest, EqualsAFreshIndexAfterAnyEdit) {
       ASSERT_EQ(after_edit, fresh);
       checks += static_cast<int>(fresh.size());
       if (edit % 4 != 3) continue;
-      // Reading everything through the index is reading everything: no row is lost, doubled or stale.
+      // Reading everything through the index is reading everything: no row is lost, doubled or
+      // stale.
       cache.SetPolicy(Policy::kPaper, 1.0);
       cache.hook().TakeStats();
       const auto everything = cache.Probe();
@@ -198,8 +202,9 @@ TEST_P(EditsTest, EqualsAFreshIndexAfterAnyEdit) {
       cache.SetPolicy(Policy::kDense, 1.0);
       const auto dense = cache.Probe();
       cache.SetPolicy(Policy::kPaper, 0.8);
-      // Another order of the same sums. What is left of the difference comes from the model's quantised activations, where
-      // the last bit of a float can turn into 1/127 of a block; cut-up text makes a small model sensitive to that.
+      // Another order of the same sums. What is left of the difference comes from the model's
+      // quantised activations, where the last bit of a float can turn into 1/127 of a block; cut-up
+      // text makes a small model sensitive to that.
       for (size_t i = 0; i < dense.size(); ++i) EXPECT_LT(Kl(dense[i], everything[i]), 0.05);
     }
   }

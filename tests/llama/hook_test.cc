@@ -23,7 +23,9 @@ struct Rig {
   }
 
   std::vector<float> Decode(std::vector<llama_token> tokens) {
-    EXPECT_EQ(llama_decode(context.get(), llama_batch_get_one(tokens.data(), static_cast<int32_t>(tokens.size()))), 0);
+    EXPECT_EQ(llama_decode(context.get(),
+                           llama_batch_get_one(tokens.data(), static_cast<int32_t>(tokens.size()))),
+              0);
     const float* logits = llama_get_logits_ith(context.get(), -1);
     return {logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(Model()))};
   }
@@ -108,11 +110,13 @@ TEST(HookTest, SeveralTokensAtOnceEqualOneByOne) {
   Rig at_once(options), one_by_one(options);
   at_once.Read(tokens, 1500);
   one_by_one.Read(tokens, 1500);
-  const std::vector<float> together = at_once.Decode({tokens.begin() + 1500, tokens.begin() + 1504});
+  const std::vector<float> together =
+      at_once.Decode({tokens.begin() + 1500, tokens.begin() + 1504});
   std::vector<float> single;
   for (int i = 1500; i < 1504; ++i) single = one_by_one.Decode({tokens[i]});
   EXPECT_EQ(at_once.hook->TakeStats().fallbacks, 0);
-  // llama.cpp multiplies matrices differently for four tokens; its rounding reaches our choice of rows.
+  // llama.cpp multiplies matrices differently for four tokens; its rounding reaches our choice of
+  // rows.
   EXPECT_LT(Kl(single, together), 0.05);
 }
 

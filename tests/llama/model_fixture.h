@@ -1,4 +1,5 @@
-// A real model for the adapter's tests: SmolLM2-135M from $TACTIC_MODEL or models/, loaded once per process.
+// A real model for the adapter's tests: SmolLM2-135M from $TACTIC_MODEL or models/, loaded once per
+// process.
 #ifndef TACTIC_TESTS_LLAMA_MODEL_FIXTURE_H_
 #define TACTIC_TESTS_LLAMA_MODEL_FIXTURE_H_
 
@@ -30,7 +31,8 @@ inline llama_model* Model() {
     llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
     llama_backend_init();
     const char* path = std::getenv("TACTIC_MODEL");
-    const std::string file = path != nullptr ? path : TACTIC_PROJECT_DIR "/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+    const std::string file =
+        path != nullptr ? path : TACTIC_PROJECT_DIR "/models/SmolLM2-135M-Instruct.Q4_1.gguf";
     return std::unique_ptr<llama_model, ModelDeleter>(
         llama_model_load_from_file(file.c_str(), llama_model_default_params()));
   }();
@@ -44,8 +46,9 @@ inline std::vector<llama_token> BookTokens(size_t count) {
   text << std::ifstream(TACTIC_PROJECT_DIR "/data/moby_dick.txt").rdbuf();
   const std::string prefix = text.str().substr(0, 8 * count + 4096);
   std::vector<llama_token> tokens(prefix.size());
-  const int n = llama_tokenize(llama_model_get_vocab(Model()), prefix.data(), static_cast<int32_t>(prefix.size()),
-                               tokens.data(), static_cast<int32_t>(tokens.size()), true, false);
+  const int n = llama_tokenize(llama_model_get_vocab(Model()), prefix.data(),
+                               static_cast<int32_t>(prefix.size()), tokens.data(),
+                               static_cast<int32_t>(tokens.size()), true, false);
   EXPECT_GE(n, static_cast<int>(count));
   tokens.resize(count);
   return tokens;
@@ -60,7 +63,8 @@ inline llama_context_params SmallContext(uint32_t tokens) {
   return params;
 }
 
-// Kullback-Leibler divergence of the next-token distributions that two vectors of logits stand for, in nats.
+// Kullback-Leibler divergence of the next-token distributions that two vectors of logits stand for,
+// in nats.
 inline double Kl(const std::vector<float>& p_logits, const std::vector<float>& q_logits) {
   const auto log_sum = [](const std::vector<float>& logits) {
     const double max = *std::max_element(logits.begin(), logits.end());

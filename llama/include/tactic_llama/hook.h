@@ -1,9 +1,10 @@
 // Hook: Tactic attention inside an unmodified llama.cpp.
 //
-// A Hook belongs to one llama_context. It is installed through the public evaluation callback (llama_context_params.cb_eval),
-// rewrites the attention nodes of decode batches into custom operations that run on ggml's own threads, follows every change
-// of the KV cache from what the graph shows (rows written, visible cells, key fingerprints), and leaves everything it does
-// not understand to stock attention.
+// A Hook belongs to one llama_context. It is installed through the public evaluation callback
+// (llama_context_params.cb_eval), rewrites the attention nodes of decode batches into custom
+// operations that run on ggml's own threads, follows every change of the KV cache from what the
+// graph shows (rows written, visible cells, key fingerprints), and leaves everything it does not
+// understand to stock attention.
 //
 //   Hook::Create(options, &hook);              // once
 //   llama_context_params p = ...;
@@ -11,7 +12,8 @@
 //   ... llama_decode(ctx, batch) ...           // as ever
 //   HookStats s = hook->TakeStats();           // what it cost since the last call
 //
-// The Hook must outlive its llama_context. Calls must not overlap with llama_decode on that context.
+// The Hook must outlive its llama_context. Calls must not overlap with llama_decode on that
+// context.
 #ifndef TACTIC_LLAMA_HOOK_H_
 #define TACTIC_LLAMA_HOOK_H_
 
@@ -40,34 +42,40 @@ struct HookOptions {
   Policy policy = Policy::kPaper;
   // Parameters of the algorithm; its `mode` is ignored, `policy` decides.
   Options tactic;
-  // Batches with at most this many tokens per sequence are decode batches and go through us; larger ones are prompt: stock
-  // attention computes them and we index their keys. Range [1, 64].
+  // Batches with at most this many tokens per sequence are decode batches and go through us; larger
+  // ones are prompt: stock attention computes them and we index their keys. Range [1, 64].
   int max_decode_tokens = 8;
 };
 
-// Totals since the last TakeStats. "Cases" are (layer, query head, token) triples of measured steps.
+// Totals since the last TakeStats. "Cases" are (layer, query head, token) triples of measured
+// steps.
 struct HookStats {
-  int64_t tokens = 0;        // tokens decoded through us
-  int64_t nodes_ours = 0;    // attention nodes we computed
-  int64_t nodes_stock = 0;   // attention nodes left to llama.cpp (prompt, sliding windows, unknown shapes, policy stock)
-  int64_t fallbacks = 0;     // decode rows read densely because their visible cells were not those of a known sequence
-  int64_t edits = 0;         // times a sequence lost, regained or rewrote rows that had been seen before
-  int64_t rows_read = 0;     // K/V rows attended, summed over layers and KV heads (union of a group counted once)
-  int64_t rows_dense = 0;    // the same for dense attention
-  int64_t bytes_read = 0;    // K and V rows attended, centroids, and keys sampled for the fit
-  int64_t bytes_dense = 0;   // the same for dense attention
-  int64_t index_bytes = 0;   // memory the index holds now (not a total)
+  int64_t tokens = 0;       // tokens decoded through us
+  int64_t nodes_ours = 0;   // attention nodes we computed
+  int64_t nodes_stock = 0;  // attention nodes left to llama.cpp (prompt, sliding windows, unknown
+                            // shapes, policy stock)
+  int64_t fallbacks =
+      0;  // decode rows read densely because their visible cells were not those of a known sequence
+  int64_t edits = 0;  // times a sequence lost, regained or rewrote rows that had been seen before
+  int64_t rows_read =
+      0;  // K/V rows attended, summed over layers and KV heads (union of a group counted once)
+  int64_t rows_dense = 0;      // the same for dense attention
+  int64_t bytes_read = 0;      // K and V rows attended, centroids, and keys sampled for the fit
+  int64_t bytes_dense = 0;     // the same for dense attention
+  int64_t index_bytes = 0;     // memory the index holds now (not a total)
   int64_t index_build_ns = 0;  // clustering, wall time summed over threads
   int64_t cases = 0;           // measured cases
   double own_mass_sum = 0;     // sum over cases of the mass of the head's own selection
   double own_mass_min = 1;
-  int64_t own_reached = 0;     // cases whose own selection has mass >= target - 0.001
-  double union_mass_sum = 0;   // sum over cases of the mass of what its group read
+  int64_t own_reached = 0;    // cases whose own selection has mass >= target - 0.001
+  double union_mass_sum = 0;  // sum over cases of the mass of what its group read
   double union_mass_min = 1;
   int64_t union_reached = 0;
 
   double RowsFraction() const { return rows_dense ? double(rows_read) / double(rows_dense) : 0; }
-  double BytesFraction() const { return bytes_dense ? double(bytes_read) / double(bytes_dense) : 0; }
+  double BytesFraction() const {
+    return bytes_dense ? double(bytes_read) / double(bytes_dense) : 0;
+  }
 };
 
 class Hook {
@@ -78,25 +86,29 @@ class Hook {
   Hook(const Hook&) = delete;
   Hook& operator=(const Hook&) = delete;
 
-  // Sets cb_eval, cb_eval_user_data and flash_attn_type (ENABLED) of `params`. REQUIRES: cb_eval is not set yet.
+  // Sets cb_eval, cb_eval_user_data and flash_attn_type (ENABLED) of `params`. REQUIRES: cb_eval is
+  // not set yet.
   Status Install(llama_context_params* params);
 
-  // Changes policy and parameters between llama_decode calls. The index of what the cache holds is kept when the parameters
-  // that shape it (cluster size, segments, iterations, seed, sinks) stay the same, and rebuilt at the next step when not.
+  // Changes policy and parameters between llama_decode calls. The index of what the cache holds is
+  // kept when the parameters that shape it (cluster size, segments, iterations, seed, sinks) stay
+  // the same, and rebuilt at the next step when not.
   Status SetOptions(const HookOptions& options);
   const HookOptions& options() const;
 
   // Forgets every index; the next step rebuilds what it needs from the cache itself.
   void DropIndex();
 
-  // While on, every decode step also computes the exact attention mass of what it selected (slow: reads every key).
+  // While on, every decode step also computes the exact attention mass of what it selected (slow:
+  // reads every key).
   void MeasureMass(bool on);
 
   // Totals since the last call; resets them.
   HookStats TakeStats();
 
-  // OK, or why an attention node of the last llama_decode could not be taken over although the policy asked for it, e.g.
-  // a model whose graph has no flash-attention nodes. Decoding went on with stock attention.
+  // OK, or why an attention node of the last llama_decode could not be taken over although the
+  // policy asked for it, e.g. a model whose graph has no flash-attention nodes. Decoding went on
+  // with stock attention.
   Status LastProblem() const;
 
  private:
