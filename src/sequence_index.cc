@@ -37,7 +37,13 @@ void SequenceIndex::Append(int64_t n) {
   size_ += n;
 }
 
-Status SequenceIndex::Truncate(int64_t n) { return RemoveRange(n, size_); }
+Status SequenceIndex::Truncate(int64_t n) {
+  if (n < 0 || n > size_) {
+    return Status::OutOfRange("n is " + std::to_string(n) + "; expected a number of positions from 0 to " +
+                              std::to_string(size_));
+  }
+  return RemoveRange(n, size_);
+}
 
 Status SequenceIndex::RemoveRange(int64_t begin, int64_t end) {
   if (begin < 0 || begin > end || end > size_) return BadRange(begin, end, size_);
