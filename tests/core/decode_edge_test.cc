@@ -235,7 +235,7 @@ TEST(DecodeEdge, ABadRequestIsNamed) {
   const RowsView none;
   SequenceIndex other_shape({4, 2, 64, 32}, Spec(1).options);
   Options other_options = Spec(1).options;
-  other_options.cluster_size = 16;
+  ++other_options.cluster_size;
   SequenceIndex other_clusters({4, 2, 32, 32}, other_options);
   other_options = Spec(1).options;
   other_options.recent = 33;

@@ -19,6 +19,7 @@ WorldSpec Spec(std::vector<int> lengths, const std::function<void(WorldSpec&)>& 
   spec.lengths = std::move(lengths);
   spec.options.dense_below = 0;
   spec.options.segment_size = 256;
+  spec.options.target = 0.8;
   spec.tokens.clear();
   for (int s = 0; s < std::ssize(spec.lengths); ++s) spec.tokens.push_back({s, 0});
   if (change) change(spec);
@@ -201,6 +202,7 @@ TEST(Decode, MeasuredMassesAreTheExactOnes) {
                        [&](WorldSpec& spec) {
                          spec.shape = {6, 2, 64, 64};
                          spec.params.measure_mass = true;
+                         spec.options.target = 0.4;
                          spec.params.softcap = softcap;
                          spec.options.sinks = sinks;
                          spec.options.recent = 8 * sinks;

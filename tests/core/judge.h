@@ -31,16 +31,19 @@ struct Tally {
   int64_t groups = 0;           // KV heads with a selection
   int64_t rows_may_differ = 0;  // clusters' scores too close, where a prefix ends
   int64_t rows_differ = 0;
+  int64_t rows_read = 0;
+  int64_t rows_dense = 0;
   double widest_output = 0;  // largest error of an output as a share of its bound
 
   void Print(const char* name) const {
     std::printf(
         "[ MEASURED ] %s: of %d budgets %d differ (rounding may: mass %d, order %d); "
-        "of %d selections %d differ (may: %d); output error <= %.2f of its bound\n",
+        "of %d selections %d differ (may: %d); output error <= %.2f of its bound; %.0f %% of rows "
+        "read\n",
         name, static_cast<int>(heads), static_cast<int>(budget_differs),
         static_cast<int>(mass_may_differ), static_cast<int>(order_may_differ),
         static_cast<int>(groups), static_cast<int>(rows_differ), static_cast<int>(rows_may_differ),
-        widest_output);
+        widest_output, 100.0 * static_cast<double>(rows_read) / static_cast<double>(rows_dense));
   }
 };
 
@@ -58,6 +61,8 @@ class Judge {
       }
     }
     const DecodeStats got = world_.step().stats();
+    tally_->rows_read += got.rows_read;
+    tally_->rows_dense += got.rows_dense;
     EXPECT_EQ(got.rows_read, want.rows_read);
     EXPECT_EQ(got.rows_dense, want.rows_dense);
     EXPECT_EQ(got.bytes_read, want.bytes_read);

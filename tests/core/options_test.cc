@@ -67,6 +67,7 @@ TEST(Options, AFieldOutOfRangeIsNamedWithValueAndRange) {
   };
   for (const BadField& bad : cases) {
     Options options;
+    options.cluster_size = 32;  // the least segment_size
     bad.set(options);
     const Status status = options.Validate();
     const std::string& text = status.message();

@@ -230,7 +230,7 @@ class World {
       std::vector<float> head = RandomRow(shape.head_dim, random_);
       if (!cells.empty()) {
         const oracle::Row key = keys_->Get(cells[random_() % cells.size()], h / shape.group());
-        for (int x = 0; x < shape.head_dim; ++x) head[x] += static_cast<float>(key[x]);
+        for (int x = 0; x < shape.head_dim; ++x) head[x] += 2 * static_cast<float>(key[x]);
       }
       std::copy(head.begin(), head.end(), q.begin() + static_cast<ptrdiff_t>(h * QStride()));
     }

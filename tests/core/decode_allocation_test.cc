@@ -1,0 +1,58 @@
+// A warm decode step allocates nothing. In an executable of its own: it counts every operator new.
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "gtest/gtest.h"
+#include "tests/core/world.h"
+
+namespace {
+std::atomic<int64_t> allocations = 0;
+
+void* Allocate(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+}  // namespace
+
+void* operator new(std::size_t size) { return Allocate(size); }
+void* operator new[](std::size_t size) { return Allocate(size); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace tactic {
+namespace {
+
+TEST(DecodeAllocation, AWarmStepAllocatesNothing) {
+  WorldSpec spec;
+  spec.shape = {8, 2, 64, 64};
+  spec.lengths = {2000, 500, 10};
+  spec.tokens = {{0, 0}, {1, 0}, {2, 0}};
+  spec.options.segment_size = 128;
+  spec.options.dense_below = 300;
+  World world(spec);
+  const std::vector<DecodeRequest> requests = world.Requests();
+  std::unique_ptr<ThreadTeam> team;
+  ASSERT_TRUE(ThreadTeam::Create(2, &team).ok());
+  DecodeStep step;
+  for (bool measure : {true, false}) {
+    const DecodeParams params{0.125f, 0, measure};
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      const int64_t before = allocations;
+      const Status status = step.Plan(spec.shape, spec.options, params, requests, 2);
+      RunStep(&step, team.get());
+      const int64_t during = allocations - before;
+      ASSERT_TRUE(status.ok());
+      if (repeat > 0) {
+        EXPECT_EQ(during, 0);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tactic
