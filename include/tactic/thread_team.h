@@ -8,8 +8,8 @@
 //     ...
 //   });
 //
-// The thread that calls Run is thread 0. Threads that wait spin for some tens of microseconds, about
-// as long as a phase of a decode step lasts, and then sleep: an idle team costs nothing.
+// The thread that calls Run is thread 0. Threads that wait spin for some tens of microseconds,
+// about as long as a phase of a decode step lasts, and then sleep: an idle team costs nothing.
 //
 // Thread safety: one Run at a time, not from within a Run. Run and Barrier order memory: what was
 // written before is seen by every thread after.
