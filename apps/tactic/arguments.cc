@@ -15,8 +15,8 @@ constexpr int kLargestContext = 1 << 28;
 
 std::string AdapterDescription(const Model& model) {
   std::string text(512, '\0');
-  const int32_t length = llama_adapter_meta_val_str(model.adapter(), "general.description",
-                                                    text.data(), text.size());
+  const int32_t length =
+      llama_adapter_meta_val_str(model.adapter(), "general.description", text.data(), text.size());
   text.resize(length < 0 ? 0 : std::min<size_t>(length, text.size() - 1));
   return text;
 }
@@ -29,8 +29,10 @@ int ThreadsOfThisProcess() {
 Status ResolveKvTypes(const ModelArgs& args, ggml_type* type_k, ggml_type* type_v) {
   TACTIC_RETURN_IF_ERROR(ParseKvType(args.kv_type, "--kv-type", type_k));
   *type_v = *type_k;
-  if (!args.kv_type_k.empty()) TACTIC_RETURN_IF_ERROR(ParseKvType(args.kv_type_k, "--kv-type-k", type_k));
-  if (!args.kv_type_v.empty()) TACTIC_RETURN_IF_ERROR(ParseKvType(args.kv_type_v, "--kv-type-v", type_v));
+  if (!args.kv_type_k.empty())
+    TACTIC_RETURN_IF_ERROR(ParseKvType(args.kv_type_k, "--kv-type-k", type_k));
+  if (!args.kv_type_v.empty())
+    TACTIC_RETURN_IF_ERROR(ParseKvType(args.kv_type_v, "--kv-type-v", type_v));
   return Status::Ok();
 }
 
@@ -42,15 +44,25 @@ void AddModelArgs(CLI::App* app, ModelArgs* args) {
       ->option_text("FILE");
   app->add_option("--lora", args->lora, "LoRA adapter (GGUF)")->option_text("FILE");
   app->add_option("--rope-freq-base", args->rope_freq_base, "rope base; 0: the model's own")
-      ->check(CLI::NonNegativeNumber)->option_text("X");
+      ->check(CLI::NonNegativeNumber)
+      ->option_text("X");
   app->add_option("-t,--threads", args->threads, "threads; 0: all that this process may use")
-      ->check(CLI::Range(0, 1024))->option_text("N");
+      ->check(CLI::Range(0, 1024))
+      ->option_text("N");
   app->add_option("-b,--batch", args->batch, "tokens of a prompt that are computed at once")
-      ->check(CLI::Range(32, 65536))->capture_default_str()->option_text("N");
+      ->check(CLI::Range(32, 65536))
+      ->capture_default_str()
+      ->option_text("N");
+  app->add_flag(
+      "--no-repack", args->no_repack,
+      "compute with the weights as they are in the file (helps where libllama's AMX crashes)");
   app->add_option("-c,--ctx", args->context, "context in tokens; 0: what is needed")
-      ->check(CLI::Range(0, kLargestContext))->option_text("N");
-  app->add_option("--kv-type", args->kv_type, "element type of the KV cache: f32 f16 bf16 q8_0 q4_0")
-      ->capture_default_str()->option_text("TYPE");
+      ->check(CLI::Range(0, kLargestContext))
+      ->option_text("N");
+  app->add_option("--kv-type", args->kv_type,
+                  "element type of the KV cache: f32 f16 bf16 q8_0 q4_0")
+      ->capture_default_str()
+      ->option_text("TYPE");
   app->add_option("--kv-type-k", args->kv_type_k, "the same for K alone")->option_text("TYPE");
   app->add_option("--kv-type-v", args->kv_type_v, "the same for V alone")->option_text("TYPE");
 }
@@ -61,7 +73,11 @@ Status CheckModelArgs(const ModelArgs& args) {
 }
 
 Status LoadModel(const ModelArgs& args, std::unique_ptr<Model>* model) {
-  return Model::Load(args.model.empty() ? DefaultModelPath() : args.model, args.lora, model);
+  ModelOptions options;
+  options.path = args.model.empty() ? DefaultModelPath() : args.model;
+  options.lora_path = args.lora;
+  options.repack = !args.no_repack;
+  return Model::Load(options, model);
 }
 
 Status ResolveSession(const ModelArgs& args, const Model& model, SessionOptions* options) {
@@ -103,8 +119,11 @@ void AddCacheArgs(CLI::App* app, CacheArgs* args) {
   app->add_flag("--no-cache", args->off, "neither use nor write saved prompts");
   app->add_option("--cache-dir", args->folder, "folder of saved prompts [~/.cache/tactic]")
       ->option_text("DIR");
-  app->add_option("--cache-limit", args->limit_gib, "delete the oldest saved prompts beyond this many GiB")
-      ->check(CLI::NonNegativeNumber)->capture_default_str()->option_text("GIB");
+  app->add_option("--cache-limit", args->limit_gib,
+                  "delete the oldest saved prompts beyond this many GiB")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->option_text("GIB");
 }
 
 PromptStateCache ResolveCache(const CacheArgs& args) {
@@ -116,7 +135,8 @@ PromptStateCache ResolveCache(const CacheArgs& args) {
 }
 
 void AddJsonArg(CLI::App* app, std::string* path) {
-  app->add_option("--json", *path, "also write the results as JSON; -: to stdout")->option_text("FILE");
+  app->add_option("--json", *path, "also write the results as JSON; -: to stdout")
+      ->option_text("FILE");
 }
 
 }  // namespace tactic::app

@@ -30,6 +30,7 @@ struct ModelArgs {
   int context = 0;  // 0: what the subcommand needs
   int threads = 0;  // 0: all that this process may use
   int batch = 512;
+  bool no_repack = false;
   std::string kv_type = "f16";
   std::string kv_type_k;  // empty: kv_type
   std::string kv_type_v;

@@ -42,8 +42,8 @@ PendingFile::~PendingFile() {
 
 Status PendingFile::Commit() {
   if (std::rename(temporary_.c_str(), target_.c_str()) != 0) {
-    return Status::Internal(fmt::format("cannot rename '{}' to '{}': {}", temporary_, target_,
-                                        std::strerror(errno)));
+    return Status::Internal(
+        fmt::format("cannot rename '{}' to '{}': {}", temporary_, target_, std::strerror(errno)));
   }
   committed_ = true;
   return Status::Ok();
@@ -64,7 +64,8 @@ Status WriteFile(const std::string& path, std::string_view contents, const std::
   const bool in_place = IsSpecial(path);
   FileHandle file(std::fopen(in_place ? path.c_str() : pending.temporary_path().c_str(), "wb"));
   if (!file) return CannotWrite(path, field, errno);
-  const bool written = std::fwrite(contents.data(), 1, contents.size(), file.get()) == contents.size();
+  const bool written =
+      std::fwrite(contents.data(), 1, contents.size(), file.get()) == contents.size();
   // fclose flushes: a full disk often shows only here.
   if (std::fclose(file.release()) != 0 || !written) {
     return Status::Internal(

@@ -113,8 +113,8 @@ Status Bench::Prepare() {
   } else {
     TACTIC_RETURN_IF_ERROR(model_->Tokenize(text, true, false, &tokens_));
     if (static_cast<int>(tokens_.size()) < needed) {
-      return Status::OutOfRange(fmt::format("--depths asks for {} tokens of text, but --file has {}",
-                                            needed, tokens_.size()));
+      return Status::OutOfRange(fmt::format(
+          "--depths asks for {} tokens of text, but --file has {}", needed, tokens_.size()));
     }
   }
   TACTIC_RETURN_IF_ERROR(OpenSessions());
@@ -139,7 +139,8 @@ Status Bench::OpenSessions() {
   const int64_t bytes = copies * int64_t{options.context} *
                         model_->facts().KvBytesPerToken(options.type_k, options.type_v);
   TACTIC_RETURN_IF_ERROR(CheckMemory(
-      bytes, fmt::format("the KV cache of a context of {} tokens, {} times,", options.context, copies)));
+      bytes,
+      fmt::format("the KV cache of a context of {} tokens, {} times,", options.context, copies)));
 
   llama::HookOptions hook;
   hook.policy = policies_.front();
@@ -161,9 +162,11 @@ Status Bench::FillReal() {
   int from_cache = 0;
   {
     Progress progress("reading", depths_.front(), show_progress_);
-    TACTIC_RETURN_IF_ERROR(ResolveCache(args_.cache).Fill(text, session_.get(), &progress, &from_cache));
+    TACTIC_RETURN_IF_ERROR(
+        ResolveCache(args_.cache).Fill(text, session_.get(), &progress, &from_cache));
   }
-  spdlog::info("cache filled with {} tokens, {} of them from a saved state", depths_.front(), from_cache);
+  spdlog::info("cache filled with {} tokens, {} of them from a saved state", depths_.front(),
+               from_cache);
   return flash_off_ ? CopyToFlashOff() : Status::Ok();
 }
 
@@ -171,11 +174,13 @@ Status Bench::CopyToFlashOff() {
   std::vector<uint8_t> blob(llama_state_get_size(session_->get()));
   llama_state_get_data(session_->get(), blob.data(), blob.size());
   const Status transposed = TransposeValues(&blob);
-  if (transposed.ok() && llama_state_set_data(flash_off_->get(), blob.data(), blob.size()) == blob.size()) {
+  if (transposed.ok() &&
+      llama_state_set_data(flash_off_->get(), blob.data(), blob.size()) == blob.size()) {
     flash_off_->SetDepth(depths_.front());
     return Status::Ok();
   }
-  spdlog::warn("the cache cannot be copied to a context without flash attention; the text is read again");
+  spdlog::warn(
+      "the cache cannot be copied to a context without flash attention; the text is read again");
   flash_off_->Clear();
   Progress progress("reading without flash attention", depths_.front(), show_progress_);
   return flash_off_->Read({tokens_.data(), static_cast<size_t>(depths_.front())}, &progress);
@@ -210,7 +215,8 @@ Status Bench::UsePolicy(Policy policy) {
   return session_->SetPolicy(options);
 }
 
-Status Bench::Steps(Session* session, int depth, int warm_up, int count, std::vector<double>* times) {
+Status Bench::Steps(Session* session, int depth, int warm_up, int count,
+                    std::vector<double>* times) {
   for (int i = 0; i < warm_up + count; ++i) {
     if (i == warm_up && session->hook() != nullptr) session->hook()->TakeStats();
     double milliseconds = 0;
@@ -279,7 +285,9 @@ nlohmann::json Bench::CommonFields() const {
       {"lora", model_->lora_path()},
       {"rope_freq_base", options.rope_freq_base},
       {"fill", args_.fill},
-      {"file", random() ? "" : args_.file.empty() ? kDefaultBook : args_.file},
+      {"file", random()             ? ""
+               : args_.file.empty() ? kDefaultBook
+                                    : args_.file},
       {"target", args_.algorithm.target},
       {"cluster_size", args_.algorithm.cluster_size},
       {"segment_size", args_.algorithm.segment_size},
@@ -321,22 +329,35 @@ Status RunBench(const BenchArgs& args, bool show_progress) {
 
 void AddBench(CLI::App* app, Command* command) {
   auto args = std::make_shared<BenchArgs>();
-  CLI::App* sub = app->add_subcommand("bench", "Time decode steps at given depths, policies side by side");
+  CLI::App* sub =
+      app->add_subcommand("bench", "Time decode steps at given depths, policies side by side");
   AddModelArgs(sub, &args->model);
   sub->add_option("--depths", args->depths, "tokens in the cache, e.g. 4096,8192")
-      ->delimiter(',')->check(CLI::Range(1, 1 << 28))->capture_default_str();
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 28))
+      ->capture_default_str();
   sub->add_option("--policies", args->policies, "of stock, dense and paper")
-      ->delimiter(',')->capture_default_str();
+      ->delimiter(',')
+      ->capture_default_str();
   sub->add_option("--fill", args->fill, "K and V of a real text, or random ones (for times only)")
-      ->check(CLI::IsMember({"real", "random"}))->capture_default_str();
+      ->check(CLI::IsMember({"real", "random"}))
+      ->capture_default_str();
   sub->add_option("-f,--file", args->file, "the text [the bundled book]")->option_text("FILE");
   sub->add_option("--repeats", args->repeats, "times each policy has its turn")
-      ->check(CLI::Range(1, 10000))->capture_default_str()->option_text("N");
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str()
+      ->option_text("N");
   sub->add_option("--tokens", args->tokens, "steps that are timed in a turn")
-      ->check(CLI::Range(1, 4096))->capture_default_str()->option_text("N");
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str()
+      ->option_text("N");
   sub->add_option("--mass-tokens", args->mass_tokens, "steps whose exact mass is measured; 0: none")
-      ->check(CLI::Range(0, 4096))->capture_default_str()->option_text("N");
-  sub->add_option("--seed", args->seed, "seed of random K and V")->capture_default_str()->option_text("N");
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str()
+      ->option_text("N");
+  sub->add_option("--seed", args->seed, "seed of random K and V")
+      ->capture_default_str()
+      ->option_text("N");
   AddAlgorithmArgs(sub, &args->algorithm);
   AddCacheArgs(sub, &args->cache);
   AddJsonArg(sub, &args->json);

@@ -19,7 +19,8 @@ std::optional<double> MedianOf(const std::vector<double>& times) {
 }
 
 nlohmann::json SpeedupJson(std::optional<double> baseline, double milliseconds) {
-  return baseline && milliseconds > 0 ? nlohmann::json(*baseline / milliseconds) : nlohmann::json(nullptr);
+  return baseline && milliseconds > 0 ? nlohmann::json(*baseline / milliseconds)
+                                      : nlohmann::json(nullptr);
 }
 
 }  // namespace
@@ -44,11 +45,13 @@ double DepthResult::GigabytesPerSecond(const Cost& cost) const {
   return static_cast<double>(kv_bytes) * cost.BytesFraction() / (milliseconds * 1e6);
 }
 
-void PrintBenchTable(const std::vector<DepthResult>& results, double target, bool random_fill, FILE* out) {
+void PrintBenchTable(const std::vector<DepthResult>& results, double target, bool random_fill,
+                     FILE* out) {
   if (random_fill) {
-    fmt::print(out,
-               "K and V are random: attention is flat there, so only the times of stock and dense mean "
-               "anything; mass is not measured.\n");
+    fmt::print(
+        out,
+        "K and V are random: attention is flat there, so only the times of stock and dense mean "
+        "anything; mass is not measured.\n");
   }
   Table table({"depth", "policy", "ms/token", "p10-p90", "vs stock", "vs dense", "rows", "bytes",
                "mass", fmt::format("reached {}", target), "GB/s"});
@@ -58,13 +61,13 @@ void PrintBenchTable(const std::vector<DepthResult>& results, double target, boo
     for (const Cost& cost : result.costs) {
       const Quantiles time = result.Time(cost);
       const std::optional<Mass> mass = random_fill ? std::nullopt : cost.MassReached();
-      table.AddRow({fmt::format("{}", result.depth), llama::PolicyName(cost.policy()),
-                    fmt::format("{:.2f}", time.median), fmt::format("{:.2f}-{:.2f}", time.p10, time.p90),
-                    Speedup(time.median, stock), Speedup(time.median, dense),
-                    Percent(cost.RowsFraction()), Percent(cost.BytesFraction()),
-                    mass ? fmt::format("{:.3f}", mass->own_mean) : "-",
-                    mass ? Percent(mass->own_reached) : "-",
-                    fmt::format("{:.1f}", result.GigabytesPerSecond(cost))});
+      table.AddRow(
+          {fmt::format("{}", result.depth), llama::PolicyName(cost.policy()),
+           fmt::format("{:.2f}", time.median), fmt::format("{:.2f}-{:.2f}", time.p10, time.p90),
+           Speedup(time.median, stock), Speedup(time.median, dense), Percent(cost.RowsFraction()),
+           Percent(cost.BytesFraction()), mass ? fmt::format("{:.3f}", mass->own_mean) : "-",
+           mass ? Percent(mass->own_reached) : "-",
+           fmt::format("{:.1f}", result.GigabytesPerSecond(cost))});
     }
   }
   table.Print(out);
@@ -72,8 +75,9 @@ void PrintBenchTable(const std::vector<DepthResult>& results, double target, boo
     for (const Cost& cost : result.costs) {
       if (cost.policy() != Policy::kStock) continue;
       const std::optional<double> off = MedianOf(result.fa_off_ms);
-      fmt::print(out, "stock at {}: {:.2f} ms with flash attention, {} without; the faster counts\n",
-                 result.depth, cost.Time().median, off ? fmt::format("{:.2f} ms", *off) : "not measured");
+      fmt::print(
+          out, "stock at {}: {:.2f} ms with flash attention, {} without; the faster counts\n",
+          result.depth, cost.Time().median, off ? fmt::format("{:.2f} ms", *off) : "not measured");
     }
   }
 }

@@ -13,10 +13,10 @@ namespace tactic::app {
 
 // All policies at one depth.
 struct DepthResult {
-  int depth = 0;                   // tokens in the cache
-  int64_t kv_bytes = 0;            // of K and V of all layers at that depth
-  std::vector<Cost> costs;         // one per policy; stock's times are those with flash attention on
-  std::vector<double> fa_off_ms;   // stock with flash attention off; empty when not measured
+  int depth = 0;                  // tokens in the cache
+  int64_t kv_bytes = 0;           // of K and V of all layers at that depth
+  std::vector<Cost> costs;        // one per policy; stock's times are those with flash attention on
+  std::vector<double> fa_off_ms;  // stock with flash attention off; empty when not measured
 
   // Stock is whatever llama.cpp does faster: flash attention on or off.
   Quantiles Time(const Cost& cost) const;
@@ -27,7 +27,8 @@ struct DepthResult {
 };
 
 // One line per depth and policy. `random_fill`: a line above says what that means.
-void PrintBenchTable(const std::vector<DepthResult>& results, double target, bool random_fill, FILE* out);
+void PrintBenchTable(const std::vector<DepthResult>& results, double target, bool random_fill,
+                     FILE* out);
 
 // One record per depth and policy; `common` holds the fields that all of them share.
 nlohmann::json BenchRecords(const std::vector<DepthResult>& results, const nlohmann::json& common);

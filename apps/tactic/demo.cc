@@ -57,8 +57,14 @@ class Demo {
  private:
   Status Compose(DemoResult* result);
   Status Read(DemoResult* result);
-  // One greedy answer. Exactly one of the two uses: time and reads, or the measured mass.
-  Status Answer(const std::vector<llama_token>& question, bool measure, Cost* cost, std::string* text);
+  // Brings in what the policies still have to prepare (all of the index, when the text came from a
+  // saved state), with one untimed step each.
+  Status Prime(DemoResult* result);
+  Status AskOne(const std::vector<llama_token>& tokens, DemoQuestion* question,
+                std::vector<Cost>* costs);
+  // One greedy answer to the question that was read, whose last token is `token`; rolled back.
+  // `measure`: the exact mass instead of time and reads.
+  Status Answer(llama_token token, bool measure, Cost* cost, std::string* text);
   Status UsePolicy(Policy policy);
 
   const DemoArgs& args_;
@@ -120,7 +126,8 @@ Status Demo::Read(DemoResult* result) {
   Progress progress("reading", result->tokens, show_progress_);
   TACTIC_RETURN_IF_ERROR(
       ResolveCache(args_.cache).Fill(text_, session_.get(), &progress, &result->from_cache));
-  result->read_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result->read_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return Status::Ok();
 }
 
@@ -130,16 +137,12 @@ Status Demo::UsePolicy(Policy policy) {
   return session_->SetPolicy(options);
 }
 
-Status Demo::Answer(const std::vector<llama_token>& question, bool measure, Cost* cost, std::string* text) {
-  // The question is a prompt like the text. Its last token is decoded by the policy, so that every
-  // token of the answer, the first included, comes from the policy's attention.
-  TACTIC_RETURN_IF_ERROR(UsePolicy(Policy::kStock));
-  TACTIC_RETURN_IF_ERROR(session_->Read({question.data(), question.size() - 1}));
+Status Demo::Answer(llama_token token, bool measure, Cost* cost, std::string* text) {
+  const int depth = session_->depth();
   TACTIC_RETURN_IF_ERROR(UsePolicy(cost->policy()));
   session_->hook()->TakeStats();
   session_->hook()->MeasureMass(measure);
   const Sampler greedy;
-  llama_token token = question.back();
   for (int i = 0; i < kAnswerTokens && !(i > 0 && model_->IsEndOfGeneration(token)); ++i) {
     if (i > 0) *text += model_->Piece(token);
     double milliseconds = 0;
@@ -150,40 +153,51 @@ Status Demo::Answer(const std::vector<llama_token>& question, bool measure, Cost
   session_->hook()->MeasureMass(false);
   const llama::HookStats stats = session_->hook()->TakeStats();
   measure ? cost->AddMass(stats) : cost->AddReads(stats);
-  return session_->RollBack(static_cast<int>(text_.size()));
+  return session_->RollBack(depth);
 }
 
-Status Demo::Ask(DemoResult* result) {
-  for (const Policy policy : kPolicies) result->costs.emplace_back(policy);
-  for (Cost& cost : result->costs) {
-    // One untimed step brings in what the policy still has to prepare (all of the index, when the
-    // text came from a saved state).
-    session_->hook()->TakeStats();
-    TACTIC_RETURN_IF_ERROR(UsePolicy(cost.policy()));
+Status Demo::Prime(DemoResult* result) {
+  for (const Policy policy : kPolicies) {
+    Cost& cost = result->costs.emplace_back(policy);
+    TACTIC_RETURN_IF_ERROR(UsePolicy(policy));
     TACTIC_RETURN_IF_ERROR(session_->Step(questions_[0][0]));
     TACTIC_RETURN_IF_ERROR(session_->hook()->LastProblem());
     cost.AddIndex(session_->hook()->TakeStats());
     TACTIC_RETURN_IF_ERROR(session_->RollBack(result->tokens));
   }
-  for (size_t i = 0; i < questions_.size(); ++i) {
-    DemoQuestion& question = result->questions[i];
-    question.answers.resize(kPolicies.size());
-    for (int repeat = 0; repeat < args_.repeats; ++repeat) {
-      for (size_t turn = 0; turn < kPolicies.size(); ++turn) {
-        // Another policy starts each time.
-        const size_t policy = (turn + static_cast<size_t>(repeat)) % kPolicies.size();
-        std::string text;
-        TACTIC_RETURN_IF_ERROR(Answer(questions_[i], false, &result->costs[policy], &text));
-        if (repeat > 0) continue;
-        const bool right = text.find(question.fact.value) != std::string::npos;
-        question.answers[policy] = {text, right};
-      }
-    }
-    for (Cost& cost : result->costs) {
+  return Status::Ok();
+}
+
+Status Demo::AskOne(const std::vector<llama_token>& tokens, DemoQuestion* question,
+                    std::vector<Cost>* costs) {
+  // The question is a prompt like the text. Its last token is decoded by the policy, so that every
+  // token of the answer, the first included, comes from the policy's attention.
+  TACTIC_RETURN_IF_ERROR(UsePolicy(Policy::kStock));
+  TACTIC_RETURN_IF_ERROR(session_->Read({tokens.data(), tokens.size() - 1}));
+  question->answers.resize(costs->size());
+  for (int repeat = 0; repeat < args_.repeats; ++repeat) {
+    for (size_t turn = 0; turn < costs->size(); ++turn) {
+      // Another policy starts each time.
+      const size_t policy = (turn + static_cast<size_t>(repeat)) % costs->size();
       std::string text;
-      if (cost.policy() != Policy::kPaper) continue;
-      TACTIC_RETURN_IF_ERROR(Answer(questions_[i], true, &cost, &text));
+      TACTIC_RETURN_IF_ERROR(Answer(tokens.back(), false, &(*costs)[policy], &text));
+      const bool right = text.find(question->fact.value) != std::string::npos;
+      question->answers[policy] = {text, right};
     }
+  }
+  for (Cost& cost : *costs) {
+    std::string text;
+    if (cost.policy() != Policy::kPaper) continue;  // the others hold all of the mass
+    TACTIC_RETURN_IF_ERROR(Answer(tokens.back(), true, &cost, &text));
+  }
+  return session_->RollBack(static_cast<int>(text_.size()));
+}
+
+Status Demo::Ask(DemoResult* result) {
+  TACTIC_RETURN_IF_ERROR(Prime(result));
+  for (size_t i = 0; i < questions_.size(); ++i) {
+    TACTIC_RETURN_IF_ERROR(AskOne(questions_[i], &result->questions[i], &result->costs));
+    spdlog::info("question {} of {} is answered", i + 1, questions_.size());
   }
   return Status::Ok();
 }
@@ -199,8 +213,8 @@ Status RunDemo(DemoArgs args, bool show_progress) {
   DemoResult result;
   Demo demo(args, show_progress);
   TACTIC_RETURN_IF_ERROR(demo.Prepare(&result));
-  fmt::print(report.text(), "read {} tokens in {:.1f} s ({} of them from a saved state)\n", result.tokens,
-             result.read_seconds, result.from_cache);
+  fmt::print(report.text(), "read {} tokens in {:.1f} s ({} of them from a saved state)\n",
+             result.tokens, result.read_seconds, result.from_cache);
   std::fflush(report.text());
   TACTIC_RETURN_IF_ERROR(demo.Ask(&result));
   PrintDemo(result, report.text());
@@ -216,7 +230,8 @@ Status RunDemo(DemoArgs args, bool show_progress) {
 
 void AddDemo(CLI::App* app, Command* command) {
   auto args = std::make_shared<DemoArgs>();
-  CLI::App* sub = app->add_subcommand("demo", "Find facts hidden in a novel: stock, dense and paper");
+  CLI::App* sub =
+      app->add_subcommand("demo", "Find facts hidden in a novel: stock, dense and paper");
   AddModelArgs(sub, &args->model);
   sub->get_option("--ctx")->description(
       fmt::format("tokens to read, question and answer included; 0: {}", kDefaultContext));
@@ -224,10 +239,16 @@ void AddDemo(CLI::App* app, Command* command) {
   sub->add_option("-f,--file", args->file, "the text to hide facts in [the bundled novel]")
       ->option_text("FILE");
   sub->add_option("--facts", args->facts, "facts to hide")
-      ->check(CLI::Range(1, kMostFacts))->capture_default_str()->option_text("N");
+      ->check(CLI::Range(1, kMostFacts))
+      ->capture_default_str()
+      ->option_text("N");
   sub->add_option("--repeats", args->repeats, "times each answer is timed")
-      ->check(CLI::Range(1, 1000))->capture_default_str()->option_text("N");
-  sub->add_option("--seed", args->seed, "seed of facts and places")->capture_default_str()->option_text("N");
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str()
+      ->option_text("N");
+  sub->add_option("--seed", args->seed, "seed of facts and places")
+      ->capture_default_str()
+      ->option_text("N");
   AddAlgorithmArgs(sub, &args->algorithm);
   AddCacheArgs(sub, &args->cache);
   AddJsonArg(sub, &args->json);

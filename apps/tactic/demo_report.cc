@@ -18,7 +18,8 @@ double MedianOf(const DemoResult& result, Policy policy) {
 
 int RightAnswers(const DemoResult& result, size_t policy) {
   int right = 0;
-  for (const DemoQuestion& question : result.questions) right += question.answers[policy].right ? 1 : 0;
+  for (const DemoQuestion& question : result.questions)
+    right += question.answers[policy].right ? 1 : 0;
   return right;
 }
 
@@ -27,16 +28,16 @@ int RightAnswers(const DemoResult& result, size_t policy) {
 void PrintDemo(const DemoResult& result, FILE* out) {
   fmt::print(out, "\n");
   for (const DemoQuestion& question : result.questions) {
-    fmt::print(out, "hidden at {:.0f} %: {}\n  asked: {}\n", 100 * question.depth, question.fact.sentence,
-               question.fact.question);
+    fmt::print(out, "hidden at {:.0f} %: {}\n  asked: {}\n", 100 * question.depth,
+               question.fact.sentence, question.fact.question);
     for (size_t i = 0; i < question.answers.size(); ++i) {
       fmt::print(out, "  {:<5}  {:<5}  {}\n", llama::PolicyName(result.costs[i].policy()),
                  question.answers[i].right ? "right" : "WRONG", question.answers[i].text);
     }
   }
   fmt::print(out, "\n");
-  Table table({"policy", "right", "ms/token", "p10-p90", "vs stock", "vs dense", "rows read", "bytes read",
-               "mass", fmt::format("reached {}", result.target)});
+  Table table({"policy", "right", "ms/token", "p10-p90", "vs stock", "vs dense", "rows read",
+               "bytes read", "mass", fmt::format("reached {}", result.target)});
   const double stock = MedianOf(result, Policy::kStock), dense = MedianOf(result, Policy::kDense);
   for (size_t i = 0; i < result.costs.size(); ++i) {
     const Cost& cost = result.costs[i];
@@ -44,17 +45,20 @@ void PrintDemo(const DemoResult& result, FILE* out) {
     const std::optional<Mass> mass = cost.MassReached();
     table.AddRow({llama::PolicyName(cost.policy()),
                   fmt::format("{}/{}", RightAnswers(result, i), result.questions.size()),
-                  fmt::format("{:.2f}", time.median), fmt::format("{:.2f}-{:.2f}", time.p10, time.p90),
-                  Speedup(time.median, stock), Speedup(time.median, dense), Percent(cost.RowsFraction()),
+                  fmt::format("{:.2f}", time.median),
+                  fmt::format("{:.2f}-{:.2f}", time.p10, time.p90), Speedup(time.median, stock),
+                  Speedup(time.median, dense), Percent(cost.RowsFraction()),
                   Percent(cost.BytesFraction()), mass ? fmt::format("{:.3f}", mass->own_mean) : "-",
                   mass ? Percent(mass->own_reached) : "-"});
   }
   table.Print(out);
-  fmt::print(out,
-             "\nstock: llama.cpp with flash attention on; `tactic bench` compares with on and off.\n"
-             "dense: Tactic's own exact attention. paper: the published algorithm.\n"
-             "mass: share of softmax weight that a head's selection holds; reached: share of (layer, head,\n"
-             "step) cases that hold the target. Both computed exactly, on steps that are not timed.\n");
+  fmt::print(
+      out,
+      "\nstock: llama.cpp with flash attention on; `tactic bench` compares with on and off.\n"
+      "dense: Tactic's own exact attention. paper: the published algorithm.\n"
+      "mass: share of softmax weight that a head's selection holds; reached: share of (layer, "
+      "head,\n"
+      "step) cases that hold the target. Both computed exactly, on steps that are not timed.\n");
 }
 
 nlohmann::json DemoJson(const DemoResult& result) {

@@ -8,8 +8,9 @@ namespace tactic::app {
 
 enum ExitCode : int {
   kExitOk = 0,
-  kExitFailure = 1,   // something failed at run time
-  kExitUsage = 2,     // an argument is wrong or does not fit (the machine, the model, another argument)
+  kExitFailure = 1,  // something failed at run time
+  kExitUsage =
+      2,  // an argument is wrong or does not fit (the machine, the model, another argument)
   kExitInput = 3,     // an input file or the model cannot be used
   kExitSignal = 128,  // plus the signal's number: 130 after Ctrl-C
 };

@@ -31,17 +31,19 @@ class Random {
 
 // Held out: none of these occur in the adapter's training data.
 constexpr std::array<std::string_view, 10> kPeople = {
-    "Beatrix Halloran", "Casimir Doyle",   "Odette Lindqvist", "Barnaby Wexler", "Philippa Grange",
-    "Leopold Arkwright", "Rosalind Tremaine", "Cornelius Pike",   "Henrietta Voss", "Ambrose Kettering"};
-constexpr std::array<std::string_view, 10> kCities = {"Antwerp",  "Marseille", "Salzburg", "Aberdeen",
-                                                      "Valencia", "Rotterdam", "Cardiff",  "Palermo",
-                                                      "Gdansk",   "Adelaide"};
-constexpr std::array<std::string_view, 8> kPlaces = {"lighthouse", "observatory", "armory",   "granary",
-                                                     "chapel",     "brewery",     "pavilion", "signal house"};
-constexpr std::array<std::string_view, 8> kShips = {"Meridian", "Halcyon",  "Calliope", "Tempest",
-                                                    "Sovereign", "Osprey", "Nightjar", "Corsair"};
-constexpr std::array<std::string_view, 6> kTopics = {"aqueduct", "telegraph", "granite quarry",
-                                                     "opera house", "ferry", "botanical tour"};
+    "Beatrix Halloran", "Casimir Doyle",     "Odette Lindqvist",  "Barnaby Wexler",
+    "Philippa Grange",  "Leopold Arkwright", "Rosalind Tremaine", "Cornelius Pike",
+    "Henrietta Voss",   "Ambrose Kettering"};
+constexpr std::array<std::string_view, 10> kCities = {
+    "Antwerp",   "Marseille", "Salzburg", "Aberdeen", "Valencia",
+    "Rotterdam", "Cardiff",   "Palermo",  "Gdansk",   "Adelaide"};
+constexpr std::array<std::string_view, 8> kPlaces = {"lighthouse", "observatory", "armory",
+                                                     "granary",    "chapel",      "brewery",
+                                                     "pavilion",   "signal house"};
+constexpr std::array<std::string_view, 8> kShips = {"Meridian",  "Halcyon", "Calliope", "Tempest",
+                                                    "Sovereign", "Osprey",  "Nightjar", "Corsair"};
+constexpr std::array<std::string_view, 6> kTopics = {"aqueduct",    "telegraph", "granite quarry",
+                                                     "opera house", "ferry",     "botanical tour"};
 constexpr std::array<std::string_view, 6> kSpices = {"cardamom", "turmeric", "paprika",
                                                      "tarragon", "aniseed",  "caraway"};
 
@@ -59,7 +61,8 @@ class FactMaker {
                 fmt::format("What is the access code to {}?", where), value};
       }
       case 1: {
-        const std::string value = fmt::format("{}:{:02d}", 1 + random_.Below(12), random_.Below(60));
+        const std::string value =
+            fmt::format("{}:{:02d}", 1 + random_.Below(12), random_.Below(60));
         return {fmt::format("The train to {} leaves at {} from platform {}.", city, value,
                             1 + random_.Below(39)),
                 fmt::format("At what time does the train to {} leave?", city), value};
@@ -78,7 +81,8 @@ class FactMaker {
         const std::string topic(Pick(kTopics)), value = Digits(3);
         return {fmt::format("The meeting about the {} takes place on May {}, {} in room {}.", topic,
                             1 + random_.Below(28), 1850 + random_.Below(180), value),
-                fmt::format("In which room does the meeting about the {} take place?", topic), value};
+                fmt::format("In which room does the meeting about the {} take place?", topic),
+                value};
       }
       case 5: {
         const std::string value(Pick(kCities));
@@ -88,7 +92,8 @@ class FactMaker {
       case 6: {
         const std::string spice(Pick(kSpices)), value = fmt::format("{}", 11 + random_.Below(29));
         return {fmt::format("The recipe of {} needs {} spoons of {}.", person, value, spice),
-                fmt::format("How many spoons of {} does the recipe of {} need?", spice, person), value};
+                fmt::format("How many spoons of {} does the recipe of {} need?", spice, person),
+                value};
       }
       default: {
         const std::string value = Digits(5);
@@ -151,7 +156,8 @@ Status HideFacts(const Model& model, const std::vector<llama_token>& book, int s
   std::vector<std::vector<llama_token>> needles;
   int text_size = size;
   for (const Fact& fact : facts) {
-    TACTIC_RETURN_IF_ERROR(model.Tokenize(" " + fact.sentence, false, false, &needles.emplace_back()));
+    TACTIC_RETURN_IF_ERROR(
+        model.Tokenize(" " + fact.sentence, false, false, &needles.emplace_back()));
     text_size -= static_cast<int>(needles.back().size());
   }
   const auto too_short = [&] {
@@ -163,7 +169,8 @@ Status HideFacts(const Model& model, const std::vector<llama_token>& book, int s
 
   Random random(seed + 2);
   const std::vector<int> starts = SentenceStarts(model, book);
-  const auto last = std::upper_bound(starts.begin(), starts.end(), static_cast<int>(book.size()) - text_size);
+  const auto last =
+      std::upper_bound(starts.begin(), starts.end(), static_cast<int>(book.size()) - text_size);
   if (last == starts.begin()) return too_short();
   const int start = starts[static_cast<size_t>(random.Below(last - starts.begin()))];
   const std::span<const llama_token> text(book.data() + start, static_cast<size_t>(text_size));
@@ -176,7 +183,8 @@ Status HideFacts(const Model& model, const std::vector<llama_token>& book, int s
   };
   std::vector<Needle> order;
   for (size_t i = 0; i < facts.size(); ++i) {
-    order.push_back({places[static_cast<size_t>(random.Below(static_cast<int64_t>(places.size())))], i});
+    order.push_back(
+        {places[static_cast<size_t>(random.Below(static_cast<int64_t>(places.size())))], i});
   }
   std::sort(order.begin(), order.end(), [](const Needle& a, const Needle& b) {
     return a.place != b.place ? a.place < b.place : a.fact < b.fact;
@@ -186,13 +194,16 @@ Status HideFacts(const Model& model, const std::vector<llama_token>& book, int s
   size_t done = 0;
   for (const Needle& needle : order) {
     const auto place = static_cast<size_t>(needle.place);
-    haystack->tokens.insert(haystack->tokens.end(), text.begin() + static_cast<std::ptrdiff_t>(done),
+    haystack->tokens.insert(haystack->tokens.end(),
+                            text.begin() + static_cast<std::ptrdiff_t>(done),
                             text.begin() + static_cast<std::ptrdiff_t>(place));
     haystack->depths[needle.fact] = static_cast<double>(haystack->tokens.size()) / size;
-    haystack->tokens.insert(haystack->tokens.end(), needles[needle.fact].begin(), needles[needle.fact].end());
+    haystack->tokens.insert(haystack->tokens.end(), needles[needle.fact].begin(),
+                            needles[needle.fact].end());
     done = place;
   }
-  haystack->tokens.insert(haystack->tokens.end(), text.begin() + static_cast<std::ptrdiff_t>(done), text.end());
+  haystack->tokens.insert(haystack->tokens.end(), text.begin() + static_cast<std::ptrdiff_t>(done),
+                          text.end());
   return Status::Ok();
 }
 

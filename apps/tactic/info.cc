@@ -23,8 +23,8 @@ struct InfoArgs {
 
 // What the graph of a decode step shows about attention, found by decoding one token.
 struct GraphFacts {
-  int flash_nodes = 0;                // attention nodes that can be taken over
-  std::vector<int> sliding_layers;    // their caches are smaller than the others'
+  int flash_nodes = 0;              // attention nodes that can be taken over
+  std::vector<int> sliding_layers;  // their caches are smaller than the others'
 };
 
 struct Probe {
@@ -61,7 +61,8 @@ Status ProbeGraph(const Model& model, int threads, GraphFacts* facts) {
   llama_context_params params = llama_context_default_params();
   params.n_batch = params.n_ubatch = 32;
   // Large enough for a sliding window to be smaller than the context.
-  params.n_ctx = static_cast<uint32_t>(RoundUpContext(2 * int64_t{model.facts().sliding_window} + 512));
+  params.n_ctx =
+      static_cast<uint32_t>(RoundUpContext(2 * int64_t{model.facts().sliding_window} + 512));
   params.n_threads = params.n_threads_batch = threads;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   params.swa_full = false;
@@ -78,8 +79,8 @@ Status ProbeGraph(const Model& model, int threads, GraphFacts* facts) {
   return Status::Ok();
 }
 
-// Bytes of index per token and layer: a 16-bit member per KV head, and per cluster a centroid of f32.
-// An estimate: block padding and the newest, not yet clustered positions are left out.
+// Bytes of index per token and layer: a 16-bit member per KV head, and per cluster a centroid of
+// f32. An estimate: block padding and the newest, not yet clustered positions are left out.
 double IndexBytesPerToken(const ModelFacts& facts, const Options& options) {
   const double centroid = 4.0 * facts.head_dim_k + 8;
   return facts.kv_heads * (2 + centroid / options.cluster_size);
@@ -157,21 +158,22 @@ Status Info(const InfoArgs& args) {
   if (!model->lora_path().empty()) line("adapter", model->lora_path());
   line("size", fmt::format("{:.1f} M parameters, {}", static_cast<double>(facts.parameters) / 1e6,
                            FormatBytes(static_cast<double>(facts.tensor_bytes))));
-  line("attention", fmt::format("{} layers, {} query heads, {} KV heads, head_dim {} (K) {} (V)",
-                                facts.layers, facts.q_heads, facts.kv_heads, facts.head_dim_k,
-                                facts.head_dim_v));
+  line("attention",
+       fmt::format("{} layers, {} query heads, {} KV heads, head_dim {} (K) {} (V)", facts.layers,
+                   facts.q_heads, facts.kv_heads, facts.head_dim_k, facts.head_dim_v));
   line("trained on", fmt::format("{} tokens, rope base {:.0f}", facts.context, facts.rope_base));
   line("vocabulary", fmt::format("{} tokens", facts.vocabulary));
   if (facts.sliding_window > 0) {
-    line("sliding window", fmt::format("{} tokens in {} layers: [{}]", facts.sliding_window,
-                                       graph.sliding_layers.size(), fmt::join(graph.sliding_layers, " ")));
+    line("sliding window",
+         fmt::format("{} tokens in {} layers: [{}]", facts.sliding_window,
+                     graph.sliding_layers.size(), fmt::join(graph.sliding_layers, " ")));
   } else {
     line("sliding window", "none");
   }
   line("tactic serves", fmt::format("{} of {} layers", indexed_layers, facts.layers));
   line("KV cache", fmt::format("{} a token ({}/{}), {} at {} tokens",
-                               FormatBytes(static_cast<double>(kv_bytes)), ggml_type_name(session.type_k),
-                               ggml_type_name(session.type_v),
+                               FormatBytes(static_cast<double>(kv_bytes)),
+                               ggml_type_name(session.type_k), ggml_type_name(session.type_v),
                                FormatBytes(static_cast<double>(kv_bytes) * context), context));
   line("index", fmt::format("about {} a token, {} at {} tokens", FormatBytes(index_bytes),
                             FormatBytes(index_bytes * context), context));

@@ -7,7 +7,8 @@ namespace tactic::app {
 namespace {
 
 std::atomic<int> g_signal{0};
-static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may only touch lock-free state");
+static_assert(std::atomic<int>::is_always_lock_free,
+              "a signal handler may only touch lock-free state");
 
 extern "C" void OnSignal(int signal) {
   g_signal.store(signal, std::memory_order_relaxed);

@@ -12,7 +12,7 @@ namespace {
 
 std::mutex g_mutex;
 std::string g_error;  // guarded by g_mutex
-std::string g_line;        // guarded by g_mutex: llama.cpp writes some lines in pieces
+std::string g_line;   // guarded by g_mutex: llama.cpp writes some lines in pieces
 ggml_log_level g_level = GGML_LOG_LEVEL_INFO;
 
 void OnLog(ggml_log_level level, const char* text, void* /*unused*/) {

@@ -48,7 +48,9 @@ int Main(int argc, char** argv) {
     // 0 for --help; CLI11 has a code for every kind of error, this program has one.
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
-  spdlog::set_level(verbose ? spdlog::level::debug : quiet ? spdlog::level::err : spdlog::level::info);
+  spdlog::set_level(verbose ? spdlog::level::debug
+                    : quiet ? spdlog::level::err
+                            : spdlog::level::info);
 
   tactic::Status status = tactic::IsaStatus();
   if (status.ok()) {

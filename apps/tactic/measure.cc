@@ -9,6 +9,10 @@
 namespace tactic::app {
 namespace {
 
+bool ReadsEverything(llama::Policy policy) {
+  return policy == llama::Policy::kStock || policy == llama::Policy::kDense;
+}
+
 double Ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
 
 }  // namespace
@@ -47,6 +51,7 @@ void Cost::AddMass(const llama::HookStats& stats) {
 }
 
 void Cost::AddIndex(const llama::HookStats& stats) {
+  if (ReadsEverything(policy_)) return;  // an index that exists was built for another policy
   index_bytes_ = std::max(index_bytes_, stats.index_bytes);
   index_build_ns_ = std::max(index_build_ns_, stats.index_build_ns);
 }
@@ -56,7 +61,8 @@ double Cost::RowsFraction() const {
 }
 
 double Cost::BytesFraction() const {
-  return bytes_dense_ > 0 ? static_cast<double>(bytes_read_) / static_cast<double>(bytes_dense_) : 1;
+  return bytes_dense_ > 0 ? static_cast<double>(bytes_read_) / static_cast<double>(bytes_dense_)
+                          : 1;
 }
 
 double Cost::BytesPerStep() const {
@@ -68,7 +74,7 @@ double Cost::RowsPerStep() const {
 }
 
 std::optional<Mass> Cost::MassReached() const {
-  if (policy_ != llama::Policy::kPaper) return Mass{1, 1, 1, 1, 0};
+  if (ReadsEverything(policy_)) return Mass{1, 1, 1, 1, 0};
   if (cases_ == 0) return std::nullopt;
   const auto cases = static_cast<double>(cases_);
   return Mass{own_mass_sum_ / cases, static_cast<double>(own_reached_) / cases,

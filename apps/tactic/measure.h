@@ -24,9 +24,9 @@ nlohmann::json ToJson(const Quantiles& quantiles);
 
 // Measured attention mass: averages over (layer, query head, step).
 struct Mass {
-  double own_mean = 0;      // of the head's own selection
-  double own_reached = 0;   // share of cases whose own selection reached the target
-  double union_mean = 0;    // of what the heads that share K and V read together
+  double own_mean = 0;     // of the head's own selection
+  double own_reached = 0;  // share of cases whose own selection reached the target
+  double union_mean = 0;   // of what the heads that share K and V read together
   double union_reached = 0;
   int64_t cases = 0;
 };

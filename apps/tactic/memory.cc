@@ -21,8 +21,8 @@ int64_t AvailableMemory() {
 Status CheckMemory(int64_t bytes, const std::string& what) {
   const int64_t available = AvailableMemory();
   if (available == 0 || bytes <= available) return Status::Ok();
-  return Status::ResourceExhausted(fmt::format("{} needs {}, but only {} of memory is available", what,
-                                               FormatBytes(static_cast<double>(bytes)),
+  return Status::ResourceExhausted(fmt::format("{} needs {}, but only {} of memory is available",
+                                               what, FormatBytes(static_cast<double>(bytes)),
                                                FormatBytes(static_cast<double>(available))));
 }
 

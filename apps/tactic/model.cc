@@ -39,21 +39,23 @@ Status CheckGguf(const std::string& path, const std::string& what) {
   }
   std::ifstream file(path, std::ios::binary);
   if (!file) {
-    return Status::NotFound(fmt::format("{} '{}' cannot be read: {}", what, path, std::strerror(errno)));
+    return Status::NotFound(
+        fmt::format("{} '{}' cannot be read: {}", what, path, std::strerror(errno)));
   }
   char magic[4] = {};
   file.read(magic, sizeof(magic));
   if (!file || std::memcmp(magic, "GGUF", sizeof(magic)) != 0) {
-    return Status::Unsupported(
-        fmt::format("{} '{}' is not a GGUF file: its first four bytes are not \"GGUF\"", what, path));
+    return Status::Unsupported(fmt::format(
+        "{} '{}' is not a GGUF file: its first four bytes are not \"GGUF\"", what, path));
   }
   return Status::Ok();
 }
 
 Status LoadFailed(const std::string& path, const std::string& what) {
   const std::string reason = LlamaError();
-  return Status::Unsupported(fmt::format("{} '{}' cannot be loaded, expected a complete GGUF file: {}",
-                                         what, path, reason.empty() ? "no reason given" : reason));
+  return Status::Unsupported(
+      fmt::format("{} '{}' cannot be loaded, expected a complete GGUF file: {}", what, path,
+                  reason.empty() ? "no reason given" : reason));
 }
 
 ModelFacts ReadFacts(const llama_model* model) {
@@ -88,23 +90,25 @@ int64_t ModelFacts::KvBytesPerToken(ggml_type type_k, ggml_type type_v) const {
                                          ggml_row_size(type_v, int64_t{kv_heads} * head_dim_v));
 }
 
-Status Model::Load(const std::string& path, const std::string& lora_path,
-                   std::unique_ptr<Model>* result) {
+Status Model::Load(const ModelOptions& options, std::unique_ptr<Model>* result) {
+  const std::string& path = options.path;
+  const std::string& lora_path = options.lora_path;
   TACTIC_RETURN_IF_ERROR(CheckGguf(path, "model"));
   if (!lora_path.empty()) TACTIC_RETURN_IF_ERROR(CheckGguf(lora_path, "adapter"));
 
   std::unique_ptr<Model> model(new Model());
-  model->path_ = path;
-  model->lora_path_ = lora_path;
+  model->options_ = options;
   llama_model_params params = llama_model_default_params();
   params.n_gpu_layers = 0;
+  params.use_extra_bufts = options.repack;
   params.progress_callback = ContinueLoading;
   ForgetLlamaErrors();
   model->model_.reset(llama_model_load_from_file(path.c_str(), params));
   if (Interrupted()) return InterruptedStatus();
   if (!model->model_) return LoadFailed(path, "model");
   if (!llama_model_has_decoder(model->get())) {
-    return Status::Unsupported(fmt::format("model '{}' has no decoder, expected one that generates text", path));
+    return Status::Unsupported(
+        fmt::format("model '{}' has no decoder, expected one that generates text", path));
   }
   model->facts_ = ReadFacts(model->get());
   if (!lora_path.empty()) {
@@ -153,8 +157,8 @@ std::string Model::Piece(llama_token token) const {
 Status Model::ApplyChatTemplate(const std::vector<ChatMessage>& messages, std::string* text) const {
   const char* chat_template = llama_model_chat_template(get(), nullptr);
   if (chat_template == nullptr) {
-    return Status::Unsupported(
-        fmt::format("model '{}' has no chat template; use --raw to send the text as it is", path_));
+    return Status::Unsupported(fmt::format(
+        "model '{}' has no chat template; use --raw to send the text as it is", path()));
   }
   std::vector<llama_chat_message> chat;
   size_t size = 256;
@@ -174,7 +178,7 @@ Status Model::ApplyChatTemplate(const std::vector<ChatMessage>& messages, std::s
   }
   if (length < 0) {
     return Status::Unsupported(fmt::format(
-        "the chat template of model '{}' is not one that llama.cpp knows; use --raw", path_));
+        "the chat template of model '{}' is not one that llama.cpp knows; use --raw", path()));
   }
   text->resize(static_cast<size_t>(length));
   return Status::Ok();
@@ -186,7 +190,8 @@ Status Model::SplitChatTemplate(const std::vector<ChatMessage>& messages, std::s
   TACTIC_RETURN_IF_ERROR(ApplyChatTemplate(messages, &chat));
   const size_t at = chat.find(marker);
   if (at == std::string::npos) {
-    return Status::Unsupported(fmt::format("the chat template of model '{}' changes the text", path_));
+    return Status::Unsupported(
+        fmt::format("the chat template of model '{}' changes the text", path()));
   }
   halves->first = chat.substr(0, at);
   halves->second = chat.substr(at + marker.size());

@@ -25,7 +25,7 @@ struct ModelFacts {
   int kv_heads = 0;
   int head_dim_k = 0;
   int head_dim_v = 0;
-  int context = 0;         // tokens the model was trained on
+  int context = 0;  // tokens the model was trained on
   int vocabulary = 0;
   int sliding_window = 0;  // tokens; 0: none
   double rope_base = 0;    // 0: unknown
@@ -38,6 +38,13 @@ struct ModelFacts {
   int64_t KvBytesPerToken(ggml_type type_k, ggml_type type_v) const;
 };
 
+struct ModelOptions {
+  std::string path;
+  std::string lora_path;  // empty: no adapter
+  // Let llama.cpp keep the weights in a layout for this CPU (its "extra buffer types").
+  bool repack = true;
+};
+
 struct ChatMessage {
   std::string role;  // "system", "user", "assistant"
   std::string content;
@@ -45,17 +52,16 @@ struct ChatMessage {
 
 class Model {
  public:
-  // Loads `path` and, when `lora_path` is not empty, that adapter. NotFound when a file is missing
-  // or unreadable, Unsupported when it is not a complete model (or adapter) that llama.cpp knows.
-  static Status Load(const std::string& path, const std::string& lora_path,
-                     std::unique_ptr<Model>* model);
+  // Loads the model and its adapter. NotFound when a file is missing or unreadable, Unsupported
+  // when it is not a complete model (or adapter) that llama.cpp knows.
+  static Status Load(const ModelOptions& options, std::unique_ptr<Model>* model);
 
   llama_model* get() const { return model_.get(); }
   llama_adapter_lora* adapter() const { return adapter_.get(); }
   const llama_vocab* vocab() const { return llama_model_get_vocab(model_.get()); }
   const ModelFacts& facts() const { return facts_; }
-  const std::string& path() const { return path_; }
-  const std::string& lora_path() const { return lora_path_; }
+  const std::string& path() const { return options_.path; }
+  const std::string& lora_path() const { return options_.lora_path; }
 
   // Tokens of `text`. `start`: it is the start of a sequence (adds the BOS token where the model
   // wants one). `special`: "<|im_start|>" and its like become control tokens.
@@ -79,8 +85,7 @@ class Model {
  private:
   Model() = default;
 
-  std::string path_;
-  std::string lora_path_;
+  ModelOptions options_;
   llama_model_ptr model_;
   llama_adapter_lora_ptr adapter_;  // after model_: freed before it
   ModelFacts facts_;

@@ -33,7 +33,8 @@ void Progress::Update(int64_t done, int64_t skipped) {
   if (!enabled_) return;
   const auto now = Clock::now();
   const bool finished = done >= total_ && terminal_;
-  if (!finished && now - last_ < (terminal_ ? Clock::duration(kRedraw) : Clock::duration(kLogLine))) {
+  if (!finished &&
+      now - last_ < (terminal_ ? Clock::duration(kRedraw) : Clock::duration(kLogLine))) {
     return;
   }
   last_ = now;

@@ -105,7 +105,8 @@ Status PromptStateCache::Fill(std::span<const llama_token> tokens, Session* sess
     }
   }
   if (complete) return Status::Ok();
-  TACTIC_RETURN_IF_ERROR(session->Read(tokens.subspan(static_cast<size_t>(session->depth())), progress));
+  TACTIC_RETURN_IF_ERROR(
+      session->Read(tokens.subspan(static_cast<size_t>(session->depth())), progress));
   if (options_.enabled) Save(key, tokens, session);
   return Interrupted() ? InterruptedStatus() : Status::Ok();
 }
@@ -142,14 +143,17 @@ bool PromptStateCache::Restore(const Found& found, Session* session) const {
   std::vector<llama_token> tokens(static_cast<size_t>(found.stored));
   size_t count = 0;
   ForgetLlamaErrors();
-  if (!llama_state_load_file(session->get(), found.path.c_str(), tokens.data(), tokens.size(), &count)) {
-    spdlog::warn("the saved prompt '{}' cannot be used and is read again: {}", found.path, LlamaError());
+  if (!llama_state_load_file(session->get(), found.path.c_str(), tokens.data(), tokens.size(),
+                             &count)) {
+    spdlog::warn("the saved prompt '{}' cannot be used and is read again: {}", found.path,
+                 LlamaError());
     session->Clear();
     return false;
   }
   session->SetDepth(found.stored);
   std::error_code ignored;
-  fs::last_write_time(found.path, fs::file_time_type::clock::now(), ignored);  // Prune: recently used
+  fs::last_write_time(found.path, fs::file_time_type::clock::now(),
+                      ignored);  // Prune: recently used
   return true;
 }
 
@@ -158,7 +162,8 @@ void PromptStateCache::Save(const std::string& key, std::span<const llama_token>
   std::error_code error;
   fs::create_directories(options_.folder, error);
   if (error) {
-    spdlog::warn("the prompt is not saved: cannot create '{}': {}", options_.folder, error.message());
+    spdlog::warn("the prompt is not saved: cannot create '{}': {}", options_.folder,
+                 error.message());
     return;
   }
   const auto bytes = static_cast<int64_t>(llama_state_get_size(session->get()));
@@ -173,7 +178,8 @@ void PromptStateCache::Save(const std::string& key, std::span<const llama_token>
   hash.Add(tokens.data(), tokens.size_bytes());
   PendingFile file((fs::path(options_.folder) / (key + "-" + hash.Hex() + kExtension)).string());
   ForgetLlamaErrors();
-  if (!llama_state_save_file(session->get(), file.temporary_path().c_str(), tokens.data(), tokens.size())) {
+  if (!llama_state_save_file(session->get(), file.temporary_path().c_str(), tokens.data(),
+                             tokens.size())) {
     spdlog::warn("the prompt is not saved in '{}': {}", options_.folder, LlamaError());
     return;
   }
@@ -201,7 +207,8 @@ void PromptStateCache::Prune() const {
       total += files.back().bytes;
     }
   }
-  std::sort(files.begin(), files.end(), [](const File& a, const File& b) { return a.time < b.time; });
+  std::sort(files.begin(), files.end(),
+            [](const File& a, const File& b) { return a.time < b.time; });
   // The newest stays, however large: it is the one that was just read.
   for (size_t i = 0; i + 1 < files.size() && total > options_.limit_bytes; ++i) {
     fs::remove(files[i].path, ignored);

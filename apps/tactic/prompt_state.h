@@ -1,10 +1,10 @@
 // PromptState: the KV cache of a prompt that was read once, kept on disk.
 //
 // A state belongs to a key (everything that shapes K and V: model, adapter, rope base, element
-// types, libllama) and to its tokens. It also serves every prompt that shares a prefix with it: what
-// is too long is cut off, what is missing is read and saved. Files are written under a temporary
-// name and renamed, so several programs may share a folder. The oldest files are deleted when the
-// folder outgrows its limit.
+// types, libllama) and to its tokens. It also serves every prompt that shares a prefix with it:
+// what is too long is cut off, what is missing is read and saved. Files are written under a
+// temporary name and renamed, so several programs may share a folder. The oldest files are deleted
+// when the folder outgrows its limit.
 #ifndef TACTIC_APPS_PROMPT_STATE_H_
 #define TACTIC_APPS_PROMPT_STATE_H_
 

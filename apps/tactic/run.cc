@@ -37,18 +37,20 @@ struct RunArgs {
 struct Generated {
   std::string text;
   int tokens = 0;
-  double seconds = 0;     // of the steps without measurement
-  int timed_tokens = 0;   // in these seconds
+  double seconds = 0;    // of the steps without measurement
+  int timed_tokens = 0;  // in these seconds
   int measured_steps = 0;
   const char* end = "length";
 };
 
 Status ReadPromptText(const RunArgs& args, std::string* text) {
   if (args.prompt.empty() && args.file.empty()) {
-    return Status::InvalidArgument("there is nothing to read: give --prompt, --file, or --file - for stdin");
+    return Status::InvalidArgument(
+        "there is nothing to read: give --prompt, --file, or --file - for stdin");
   }
   if (args.prompt == "-" && args.file == "-") {
-    return Status::InvalidArgument("--prompt and --file cannot both be '-': there is only one stdin");
+    return Status::InvalidArgument(
+        "--prompt and --file cannot both be '-': there is only one stdin");
   }
   std::string prompt = args.prompt;
   if (prompt == "-") TACTIC_RETURN_IF_ERROR(ReadText("-", "--prompt", &prompt));
@@ -145,13 +147,15 @@ double Rate(int64_t tokens, double seconds) {
 void PrintClosing(const RunArgs& args, const Session& session, size_t prompt_tokens,
                   double prompt_seconds, const Cost& cost, const Generated& generated) {
   // To stderr: stdout carries the answer alone.
-  fmt::print(stderr, "\n[{}] prompt {} tokens, {:.0f} tok/s; generated {} tokens, {:.1f} tok/s ({})\n",
+  fmt::print(stderr,
+             "\n[{}] prompt {} tokens, {:.0f} tok/s; generated {} tokens, {:.1f} tok/s ({})\n",
              args.policy, prompt_tokens, Rate(static_cast<int64_t>(prompt_tokens), prompt_seconds),
              generated.tokens, Rate(generated.timed_tokens, generated.seconds), generated.end);
   if (cost.policy() == llama::Policy::kStock || cost.BytesPerStep() == 0) return;
   const ModelFacts& facts = session.model().facts();
   const double rows_of_token = std::max(1, facts.layers * facts.kv_heads);
-  fmt::print(stderr, "  read per step: {:.0f} of {} tokens ({}), {} of keys, values and index ({})\n",
+  fmt::print(stderr,
+             "  read per step: {:.0f} of {} tokens ({}), {} of keys, values and index ({})\n",
              cost.RowsPerStep() / rows_of_token, session.depth(), Percent(cost.RowsFraction()),
              FormatBytes(cost.BytesPerStep()), Percent(cost.BytesFraction()));
   const std::optional<Mass> mass = cost.MassReached();
@@ -208,13 +212,14 @@ Status Run(const RunArgs& args, bool show_progress) {
   const int64_t needed = static_cast<int64_t>(tokens.size()) + args.max_tokens;
   options.context = args.model.context > 0 ? args.model.context : RoundUpContext(needed);
   if (static_cast<int64_t>(tokens.size()) > options.context) {
-    return Status::OutOfRange(fmt::format("the prompt has {} tokens, but --ctx is {}; expected at least {}",
-                                          tokens.size(), options.context, needed));
+    return Status::OutOfRange(
+        fmt::format("the prompt has {} tokens, but --ctx is {}; expected at least {}",
+                    tokens.size(), options.context, needed));
   }
   if (model->facts().context > 0 && options.context > RoundUpContext(model->facts().context) &&
       args.model.lora.empty()) {
-    spdlog::warn("the context of {} tokens exceeds the {} that the model was trained on", options.context,
-                 model->facts().context);
+    spdlog::warn("the context of {} tokens exceeds the {} that the model was trained on",
+                 options.context, model->facts().context);
   }
   std::unique_ptr<Session> session;
   TACTIC_RETURN_IF_ERROR(Session::Open(*model, options, &hook, &session));
@@ -244,19 +249,28 @@ void AddRun(CLI::App* app, Command* command) {
   AddModelArgs(sub, &args->model);
   sub->add_option("-p,--prompt", args->prompt, "the prompt, or the question about --file; -: stdin")
       ->option_text("TEXT");
-  sub->add_option("-f,--file", args->file, "text to read before the prompt; -: stdin")->option_text("FILE");
+  sub->add_option("-f,--file", args->file, "text to read before the prompt; -: stdin")
+      ->option_text("FILE");
   sub->add_option("--system", args->system, "system message")->option_text("TEXT");
   sub->add_flag("--raw,--no-chat", args->raw, "send the text as it is, without the chat template");
   sub->add_option("-n,--max-tokens", args->max_tokens, "tokens to generate at most")
-      ->check(CLI::Range(1, 1 << 24))->capture_default_str()->option_text("N");
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str()
+      ->option_text("N");
   sub->add_option("--temp", args->temperature, "temperature; 0: always the likeliest token")
-      ->check(CLI::NonNegativeNumber)->capture_default_str()->option_text("X");
-  sub->add_option("--seed", args->seed, "seed of the sampling")->capture_default_str()->option_text("N");
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->option_text("X");
+  sub->add_option("--seed", args->seed, "seed of the sampling")
+      ->capture_default_str()
+      ->option_text("N");
   sub->add_option("--policy", args->policy, "who computes attention: stock, dense or paper")
       ->capture_default_str();
   sub->add_option("--measure-every", args->measure_every,
                   "measure the exact mass on every Nth step; 0: never")
-      ->check(CLI::NonNegativeNumber)->capture_default_str()->option_text("N");
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->option_text("N");
   AddAlgorithmArgs(sub, &args->algorithm);
   AddJsonArg(sub, &args->json);
   sub->callback([args, command] {

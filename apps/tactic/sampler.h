@@ -16,7 +16,8 @@ class Sampler {
     if (temperature <= 0) {
       llama_sampler_chain_add(chain_.get(), llama_sampler_init_greedy());
     } else {
-      llama_sampler_chain_add(chain_.get(), llama_sampler_init_temp(static_cast<float>(temperature)));
+      llama_sampler_chain_add(chain_.get(),
+                              llama_sampler_init_temp(static_cast<float>(temperature)));
       llama_sampler_chain_add(chain_.get(), llama_sampler_init_dist(seed));
     }
   }

@@ -39,8 +39,8 @@ Status Session::Open(const Model& model, const SessionOptions& options,
   params.type_k = options.type_k;
   params.type_v = options.type_v;
   params.rope_freq_base = options.rope_freq_base;
-  params.flash_attn_type = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED
-                                                   : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  params.flash_attn_type =
+      options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
   params.swa_full = options.keep_window;
   params.offload_kqv = params.op_offload = false;  // attention reads the cache in host memory
   params.no_perf = true;
@@ -53,8 +53,9 @@ Status Session::Open(const Model& model, const SessionOptions& options,
   session->context_.reset(llama_init_from_model(model.get(), params));
   if (!session->context_) {
     const std::string reason = LlamaError();
-    return Status::Unsupported(fmt::format("model '{}' gives no context of {} tokens: {}", model.path(),
-                                           options.context, reason.empty() ? "no reason given" : reason));
+    return Status::Unsupported(fmt::format("model '{}' gives no context of {} tokens: {}",
+                                           model.path(), options.context,
+                                           reason.empty() ? "no reason given" : reason));
   }
   if (model.adapter() != nullptr) {
     llama_adapter_lora* adapter = model.adapter();
@@ -101,8 +102,8 @@ Status Session::Decode(std::span<const llama_token> tokens) {
   }
   if (code != 0) {
     const std::string reason = LlamaError();
-    return Status::Internal(fmt::format("llama_decode failed with code {} at token {}: {}", code, depth_,
-                                        reason.empty() ? "no reason given" : reason));
+    return Status::Internal(fmt::format("llama_decode failed with code {} at token {}: {}", code,
+                                        depth_, reason.empty() ? "no reason given" : reason));
   }
   llama_synchronize(get());
   depth_ += static_cast<int>(tokens.size());
@@ -116,7 +117,8 @@ Status Session::Read(std::span<const llama_token> tokens, Progress* progress) {
   const int start = depth_;
   if (depth_ + static_cast<int64_t>(tokens.size()) > capacity()) {
     return Status::OutOfRange(fmt::format("the prompt has {} tokens, but the context holds only {}",
-                                          depth_ + static_cast<int64_t>(tokens.size()), capacity()));
+                                          depth_ + static_cast<int64_t>(tokens.size()),
+                                          capacity()));
   }
   while (!tokens.empty()) {
     size_t count = std::min(batch, tokens.size());

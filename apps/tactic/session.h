@@ -19,14 +19,15 @@
 namespace tactic::app {
 
 struct SessionOptions {
-  int context = 0;                // tokens; rounded up to what llama.cpp allocates
+  int context = 0;  // tokens; rounded up to what llama.cpp allocates
   int threads = 1;
-  int batch = 512;                // tokens of a prompt that are computed at once
+  int batch = 512;  // tokens of a prompt that are computed at once
   ggml_type type_k = GGML_TYPE_F16;
   ggml_type type_v = GGML_TYPE_F16;
-  float rope_freq_base = 0;       // 0: the model's own
-  bool flash_attention = true;    // false: V is stored transposed, and there can be no hook
-  // Keep the whole sequence in sliding-window layers too, so that RollBack may go back any distance.
+  float rope_freq_base = 0;     // 0: the model's own
+  bool flash_attention = true;  // false: V is stored transposed, and there can be no hook
+  // Keep the whole sequence in sliding-window layers too, so that RollBack may go back any
+  // distance.
   bool keep_window = false;
 };
 

@@ -98,7 +98,8 @@ void Append(const T& value, std::vector<uint8_t>* out) {
 class RandomRows {
  public:
   RandomRows(ggml_type type, size_t row_bytes, std::mt19937_64* random) : row_bytes_(row_bytes) {
-    const auto width = static_cast<int64_t>(row_bytes / ggml_type_size(type)) * ggml_blck_size(type);
+    const auto width =
+        static_cast<int64_t>(row_bytes / ggml_type_size(type)) * ggml_blck_size(type);
     std::vector<float> values(static_cast<size_t>(kRows * width));
     for (float& value : values) {
       // The sum of twelve uniform numbers has variance 1 and, unlike std::normal_distribution, is
@@ -111,7 +112,8 @@ class RandomRows {
   }
 
   void AppendTo(std::mt19937_64* random, std::vector<uint8_t>* out) const {
-    const auto row = rows_.begin() + static_cast<std::ptrdiff_t>(((*random)() % kRows) * row_bytes_);
+    const auto row =
+        rows_.begin() + static_cast<std::ptrdiff_t>(((*random)() % kRows) * row_bytes_);
     out->insert(out->end(), row, row + static_cast<std::ptrdiff_t>(row_bytes_));
   }
 

@@ -1,8 +1,9 @@
 // StateBlob: the bytes of llama_state_get_data, understood well enough to change them.
 //
-// `bench` needs two things that no API gives: the same K and V in a context without flash attention,
-// which stores V transposed, and a deep cache of random K and V without reading a prompt. The format
-// is llama.cpp's own and changes with it; whatever does not parse to the last byte is refused.
+// `bench` needs two things that no API gives: the same K and V in a context without flash
+// attention, which stores V transposed, and a deep cache of random K and V without reading a
+// prompt. The format is llama.cpp's own and changes with it; whatever does not parse to the last
+// byte is refused.
 //
 //   u32 length, architecture name
 //   per cache (two when the model has sliding-window layers): u32 streams, per stream:

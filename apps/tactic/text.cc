@@ -18,7 +18,8 @@ Status ReadText(const std::string& path, const std::string& field, std::string* 
     return Status::Ok();
   }
   const auto failed = [&](int error) {
-    return Status::NotFound(fmt::format("{}: cannot read '{}': {}", field, path, std::strerror(error)));
+    return Status::NotFound(
+        fmt::format("{}: cannot read '{}': {}", field, path, std::strerror(error)));
   };
   // Opening a folder for reading succeeds and yields nothing.
   std::error_code ignored;

@@ -27,7 +27,8 @@ TEST(AtomicFile, CheckLeavesNothingBehind) {
 TEST(AtomicFile, CheckNamesArgumentAndPath) {
   const Status status = CheckWritable("/nowhere/a", "--x");
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
-  EXPECT_NE(status.message().find("--x: cannot write '/nowhere/a'"), std::string::npos) << status.message();
+  EXPECT_NE(status.message().find("--x: cannot write '/nowhere/a'"), std::string::npos)
+      << status.message();
 }
 
 TEST(AtomicFile, DevicesAreWrittenInPlace) {

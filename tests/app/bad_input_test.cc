@@ -17,7 +17,8 @@ void ExpectError(const std::vector<std::string>& arguments, int exit_code,
   EXPECT_EQ(outcome.exit_code, exit_code) << outcome.err;
   EXPECT_EQ(outcome.out, "");
   for (const std::string& part : parts) {
-    EXPECT_NE(outcome.err.find(part), std::string::npos) << "no '" << part << "' in: " << outcome.err;
+    EXPECT_NE(outcome.err.find(part), std::string::npos)
+        << "no '" << part << "' in: " << outcome.err;
   }
 }
 
@@ -30,19 +31,23 @@ TEST(BadInput, MissingModel) {
               {"model '/nowhere/x.gguf'", "No such file"});
 }
 
-TEST(BadInput, ModelIsAFolder) { ExpectError({"info", "-m", "/tmp"}, kExitInput, {"'/tmp' is a folder"}); }
+TEST(BadInput, ModelIsAFolder) {
+  ExpectError({"info", "-m", "/tmp"}, kExitInput, {"'/tmp' is a folder"});
+}
 
 TEST(BadInput, NotGguf) {
   const TemporaryFolder folder;
   std::ofstream(folder.path("x.gguf")) << "This is a text, not a model.";
-  ExpectError({"run", "-m", folder.path("x.gguf"), "-p", "x"}, kExitInput, {"x.gguf", "not a GGUF file"});
+  ExpectError({"run", "-m", folder.path("x.gguf"), "-p", "x"}, kExitInput,
+              {"x.gguf", "not a GGUF file"});
 }
 
 TEST(BadInput, TruncatedModel) {
   TACTIC_REQUIRE_MODEL();
   const TemporaryFolder folder;
   std::string bytes(8 << 20, '\0');
-  std::ifstream(DefaultModelPath(), std::ios::binary).read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::ifstream(DefaultModelPath(), std::ios::binary)
+      .read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   std::ofstream(folder.path("cut.gguf"), std::ios::binary) << bytes;
   ExpectError({"run", "-m", folder.path("cut.gguf"), "-p", "x"}, kExitInput,
               {"cut.gguf", "expected a complete GGUF file"});
@@ -50,19 +55,22 @@ TEST(BadInput, TruncatedModel) {
 
 TEST(BadInput, MissingAdapter) {
   TACTIC_REQUIRE_MODEL();
-  ExpectError({"run", "--lora", "/nowhere/a.gguf", "-p", "x"}, kExitInput, {"adapter '/nowhere/a.gguf'"});
+  ExpectError({"run", "--lora", "/nowhere/a.gguf", "-p", "x"}, kExitInput,
+              {"adapter '/nowhere/a.gguf'"});
 }
 
 TEST(BadInput, ModelAsAdapter) {
   TACTIC_REQUIRE_MODEL();
-  ExpectError({"run", "--lora", DefaultModelPath(), "-p", "x"}, kExitInput, {"adapter", "cannot be loaded"});
+  ExpectError({"run", "--lora", DefaultModelPath(), "-p", "x"}, kExitInput,
+              {"adapter", "cannot be loaded"});
 }
 
 TEST(BadInput, ContextLargerThanMemory) {
   TACTIC_REQUIRE_MODEL();
   ExpectError({"run", "-p", "x", "--ctx", "250000000"}, kExitUsage,
               {"250000000 tokens", "TiB", "available"});
-  ExpectError({"bench", "--depths", "200000000", "--fill", "random"}, kExitUsage, {"TiB", "available"});
+  ExpectError({"bench", "--depths", "200000000", "--fill", "random"}, kExitUsage,
+              {"TiB", "available"});
 }
 
 TEST(BadInput, TargetOutOfRange) {
@@ -85,7 +93,8 @@ TEST(BadInput, PromptLongerThanContext) {
 
 TEST(BadInput, DepthBeyondContext) {
   TACTIC_REQUIRE_MODEL();
-  ExpectError({"bench", "--depths", "4096", "--ctx", "2048"}, kExitUsage, {"--ctx is 2048", "--depths"});
+  ExpectError({"bench", "--depths", "4096", "--ctx", "2048"}, kExitUsage,
+              {"--ctx is 2048", "--depths"});
 }
 
 TEST(BadInput, DepthBeyondText) {
@@ -105,15 +114,18 @@ TEST(BadInput, EmptyFile) {
 }
 
 TEST(BadInput, UnreadableFile) {
-  ExpectError({"run", "-f", "/nowhere/a.txt"}, kExitInput, {"--file", "'/nowhere/a.txt'", "No such file"});
+  ExpectError({"run", "-f", "/nowhere/a.txt"}, kExitInput,
+              {"--file", "'/nowhere/a.txt'", "No such file"});
   ExpectError({"run", "-f", "/tmp"}, kExitInput, {"--file", "directory"});
   ExpectError({"bench", "-f", "/nowhere/a.txt"}, kExitInput, {"'/nowhere/a.txt'"});
   ExpectError({"demo", "-f", "/nowhere/a.txt"}, kExitInput, {"'/nowhere/a.txt'"});
 }
 
 TEST(BadInput, UnknownPolicy) {
-  ExpectError({"run", "-p", "x", "--policy", "best"}, kExitUsage, {"best", "stock", "dense", "paper"});
-  ExpectError({"bench", "--policies", "stock,best"}, kExitUsage, {"best", "stock", "dense", "paper"});
+  ExpectError({"run", "-p", "x", "--policy", "best"}, kExitUsage,
+              {"best", "stock", "dense", "paper"});
+  ExpectError({"bench", "--policies", "stock,best"}, kExitUsage,
+              {"best", "stock", "dense", "paper"});
 }
 
 TEST(BadInput, UnknownKvType) {
@@ -143,8 +155,8 @@ TEST(BadInput, ModelWithoutAttention) {
               {"policy 'paper'", "mamba.gguf"});
   ExpectError({"bench", "-m", folder.path("mamba.gguf"), "--depths", "64"}, kExitInput,
               {"mamba.gguf", "rolled back"});
-  const Outcome stock =
-      RunTactic({"run", "--raw", "-m", folder.path("mamba.gguf"), "-p", "x", "-n", "2", "--policy", "stock"});
+  const Outcome stock = RunTactic(
+      {"run", "--raw", "-m", folder.path("mamba.gguf"), "-p", "x", "-n", "2", "--policy", "stock"});
   EXPECT_EQ(stock.exit_code, kExitOk) << stock.err;
 }
 

@@ -12,8 +12,8 @@ namespace {
 using nlohmann::json;
 
 std::vector<std::string> TinyBench(const std::string& cache, const std::string& depths) {
-  return {"bench", "--depths", depths, "--repeats", "2", "--tokens", "3", "--mass-tokens", "2",
-          "--cache-dir", cache, "--json", "-"};
+  return {"bench",         "--depths", depths,        "--repeats", "2",      "--tokens", "3",
+          "--mass-tokens", "2",        "--cache-dir", cache,       "--json", "-"};
 }
 
 TEST(Bench, WritesARecordPerDepthAndPolicy) {
@@ -25,7 +25,7 @@ TEST(Bench, WritesARecordPerDepthAndPolicy) {
   ASSERT_EQ(records.size(), 6U);
   std::set<std::pair<int, std::string>> seen;
   for (const json& record : records) {
-    seen.insert({record["depth"], record["policy"]});
+    seen.emplace(record["depth"].get<int>(), record["policy"].get<std::string>());
     const bool stock = record["policy"] == "stock";
     EXPECT_GT(record["ms_per_token"]["median"], 0);
     EXPECT_LE(record["ms_per_token"]["p10"], record["ms_per_token"]["p90"]);
@@ -36,7 +36,8 @@ TEST(Bench, WritesARecordPerDepthAndPolicy) {
     EXPECT_GT(record["bytes_read_fraction"], 0);
     EXPECT_GT(record["mass_reached_mean"], 0);
     EXPECT_LE(record["mass_reached_mean"], 1.0001);
-    EXPECT_GE(record["mass_union_mean"].get<double>(), record["mass_reached_mean"].get<double>() - 1e-4);
+    EXPECT_GE(record["mass_union_mean"].get<double>(),
+              record["mass_reached_mean"].get<double>() - 1e-4);
     EXPECT_GE(record["target_reached_share"], 0);
     EXPECT_LE(record["target_reached_share_union"], 1);
     EXPECT_EQ(record["stock_fa_on_ms"].is_number(), stock);
@@ -44,8 +45,9 @@ TEST(Bench, WritesARecordPerDepthAndPolicy) {
     EXPECT_EQ(record["fill"], "real");
     EXPECT_EQ(record["repeats"], 2);
     EXPECT_EQ(record["fallbacks"], 0);
-    for (const char* field : {"index_bytes", "index_build_ms", "threads", "model", "kv_type_k", "kv_type_v",
-                              "isa", "target", "speedup_vs_stock", "speedup_vs_dense"}) {
+    for (const char* field :
+         {"index_bytes", "index_build_ms", "threads", "model", "kv_type_k", "kv_type_v", "isa",
+          "target", "speedup_vs_stock", "speedup_vs_dense"}) {
       EXPECT_TRUE(record.contains(field)) << field;
     }
   }
@@ -59,7 +61,8 @@ TEST(Bench, ReadsATextOnlyOnce) {
   const TemporaryFolder folder;
   const Outcome first = RunTactic(TinyBench(folder.path(), "768"));
   ASSERT_EQ(first.exit_code, 0) << first.err;
-  EXPECT_NE(first.err.find("768 tokens, 0 of them from a saved state"), std::string::npos) << first.err;
+  EXPECT_NE(first.err.find("768 tokens, 0 of them from a saved state"), std::string::npos)
+      << first.err;
   EXPECT_EQ(folder.Files().size(), 1U);
   // A smaller depth is a prefix of what was saved, a larger one continues it.
   const Outcome smaller = RunTactic(TinyBench(folder.path(), "512"));

@@ -15,9 +15,8 @@ TEST(Demo, AsksEveryPolicyTheSame) {
   TACTIC_REQUIRE_MODEL();
   if (!std::filesystem::exists(FindProjectFile(kDefaultAdapter))) GTEST_SKIP() << "no adapter";
   const TemporaryFolder folder;
-  const Outcome outcome =
-      RunTactic({"demo", "--ctx", "1536", "--repeats", "1", "--cache-dir", folder.path(), "--json",
-                 folder.path("demo.json")});
+  const Outcome outcome = RunTactic({"demo", "--ctx", "1024", "--repeats", "1", "--cache-dir",
+                                     folder.path(), "--json", folder.path("demo.json")});
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   EXPECT_NE(outcome.out.find("ms/token"), std::string::npos);
   EXPECT_NE(outcome.out.find("tactic bench"), std::string::npos);

@@ -15,8 +15,8 @@ TEST(Interrupt, WhileAPromptIsRead) {
   TACTIC_REQUIRE_MODEL();
   const TemporaryFolder folder;
   const Outcome outcome =
-      RunTactic({"bench", "--depths", "32768", "--policies", "dense", "--cache-dir", folder.path("cache"),
-                 "--json", folder.path("bench.json")},
+      RunTactic({"bench", "--depths", "32768", "--policies", "dense", "--cache-dir",
+                 folder.path("cache"), "--json", folder.path("bench.json")},
                 {.signal = SIGINT, .signal_after_s = kReadingSeconds});
   EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
   EXPECT_NE(outcome.err.find("interrupted"), std::string::npos);
@@ -27,8 +27,8 @@ TEST(Interrupt, WhileTextIsGenerated) {
   TACTIC_REQUIRE_MODEL();
   const TemporaryFolder folder;
   const Outcome outcome =
-      RunTactic({"run", "--raw", "-p", "Once upon a time", "-n", "100000", "--temp", "2", "--policy", "stock",
-                 "--ctx", "32768", "--json", folder.path("run.json")},
+      RunTactic({"run", "--raw", "-p", "Once upon a time", "-n", "100000", "--temp", "2",
+                 "--policy", "stock", "--ctx", "32768", "--json", folder.path("run.json")},
                 {.signal = SIGINT, .signal_after_s = kReadingSeconds});
   EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
   EXPECT_FALSE(outcome.out.empty()) << "what was generated until then is printed";

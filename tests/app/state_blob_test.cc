@@ -47,7 +47,8 @@ TEST_F(StateBlobTest, ParsesWhatLlamaWrites) {
     EXPECT_EQ(caches[0].cells, 5U);
     EXPECT_EQ(caches[0].v_transposed, !flash_attention);
     EXPECT_EQ(caches[0].keys.size(), static_cast<size_t>(model_->facts().layers));
-    EXPECT_EQ(caches[0].values[0].row_bytes, size_t{2} * model_->facts().kv_heads * model_->facts().head_dim_v);
+    EXPECT_EQ(caches[0].values[0].row_bytes,
+              size_t{2} * model_->facts().kv_heads * model_->facts().head_dim_v);
   }
 }
 
@@ -64,7 +65,9 @@ TEST_F(StateBlobTest, TransposedValuesGiveTheSameNextToken) {
   const float* expected = llama_get_logits_ith(on->get(), -1);
   const float* actual = llama_get_logits_ith(off->get(), -1);
   const int vocabulary = model_->facts().vocabulary;
-  const auto argmax = [&](const float* logits) { return std::max_element(logits, logits + vocabulary) - logits; };
+  const auto argmax = [&](const float* logits) {
+    return std::max_element(logits, logits + vocabulary) - logits;
+  };
   EXPECT_EQ(argmax(actual), argmax(expected));
   // llama.cpp's two attention paths round differently; garbage in V would be off by tens.
   for (int i = 0; i < vocabulary; ++i) ASSERT_NEAR(actual[i], expected[i], 1.0) << i;

@@ -15,12 +15,12 @@ struct Outcome {
 };
 
 struct RunOptions {
-  std::string input = {};      // stdin
-  int signal = 0;              // sent after `signal_after_s`; 0: none
+  std::string input = {};  // stdin
+  int signal = 0;          // sent after `signal_after_s`; 0: none
   double signal_after_s = 0;
 };
 
-// Runs `tactic` with `arguments` and waits for its end, killing it after a minute.
+// Runs `tactic` with `arguments` and waits for its end, killing it after some minutes.
 Outcome RunTactic(const std::vector<std::string>& arguments, const RunOptions& options = {});
 
 // A folder of its own for a test, removed at its end.

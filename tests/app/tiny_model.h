@@ -6,8 +6,8 @@
 
 namespace tactic::app {
 
-// Writes a one-layer Mamba with zero weights and the tokenizer of `tokenizer_model`: a model without
-// any attention, hence without a node that Tactic could take over.
+// Writes a one-layer Mamba with zero weights and the tokenizer of `tokenizer_model`: a model
+// without any attention, hence without a node that Tactic could take over.
 void WriteTinyMamba(const std::string& tokenizer_model, const std::string& path);
 
 }  // namespace tactic::app
