@@ -1,4 +1,5 @@
-// Exact attention over the forced rows and over the selected lists, then the merge of the threads' states.
+// Exact attention over the forced rows and over the selected lists, then the merge of the threads'
+// states.
 #include "src/attend.h"
 
 #include <algorithm>
@@ -10,9 +11,10 @@
 namespace tactic {
 namespace {
 
-// Cells that all KV heads go through together: their rows lie side by side, so a block is streamed from memory once, in order,
-// and stays in L2 for the heads after the first (measured: 1.6x against one head at a time).
-constexpr int64_t kCellBlock = 256;
+// Cells that all KV heads go through together: their rows lie side by side, so a block is streamed
+// from memory once, in order, and stays in L2 for the heads after the first (measured: 1.6x against
+// one head at a time).
+constexpr int64_t kCellBlock = 512;
 
 // Rows of a part's list.
 std::span<const uint32_t> PartRows(Step& step, int request, int kv_head, int part) {
@@ -28,7 +30,8 @@ std::span<const uint32_t> PartRows(Step& step, int request, int kv_head, int par
 int64_t SelectedRows(Step& step, int request, int kv_head) {
   const RequestPlan& r = step.requests[request];
   int64_t rows = 0;
-  for (int part = 0; part < (r.dense() ? 0 : r.parts); ++part) rows += step.Counts(request, kv_head)[part];
+  for (int part = 0; part < (r.dense() ? 0 : r.parts); ++part)
+    rows += step.Counts(request, kv_head)[part];
   return rows;
 }
 
@@ -38,20 +41,23 @@ void AttendInto(Step& step, int request, int kv_head, int slot, std::span<const 
   float* states = step.States(request, kv_head, slot);
   if (!step.Used(request, kv_head, slot)) {
     step.Used(request, kv_head, slot) = 1;
-    for (int g = 0; g < step.group(); ++g) ClearState(states + g * step.StateStride(), step.shape.value_dim);
+    for (int g = 0; g < step.group(); ++g)
+      ClearState(states + g * step.StateStride(), step.shape.value_dim);
   }
-  cpu::AttendRows(step.Queries(r, kv_head * step.group(), step.group()), step.Keys(r, kv_head), step.Values(r, kv_head),
-                  cells.data(), cells.size(), states, step.StateStride());
+  cpu::AttendRows(step.Queries(r, kv_head * step.group(), step.group()), step.Keys(r, kv_head),
+                  step.Values(r, kv_head), cells.data(), cells.size(), states, step.StateStride());
 }
 
 // The part of `list`, whose first row has number `first` among all, that lies in `share`.
-std::span<const uint32_t> Within(const Share& share, int64_t first, std::span<const uint32_t> list) {
+std::span<const uint32_t> Within(const Share& share, int64_t first,
+                                 std::span<const uint32_t> list) {
   const int64_t begin = std::clamp<int64_t>(share.begin - first, 0, std::ssize(list));
   const int64_t end = std::clamp<int64_t>(share.end - first, begin, std::ssize(list));
   return list.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
 }
 
-// Log-sum-exp over every visible key: the denominator of the exact mass. Reads all keys; for measured steps only.
+// Log-sum-exp over every visible key: the denominator of the exact mass. Reads all keys; for
+// measured steps only.
 double FullLse(Step& step, const RequestPlan& r, int q_head) {
   constexpr size_t kChunk = 512;
   float logits[kChunk];
@@ -60,8 +66,8 @@ double FullLse(Step& step, const RequestPlan& r, int q_head) {
   const std::span<const uint32_t> cells = r.request.cells;
   for (size_t begin = 0; begin < cells.size(); begin += kChunk) {
     const size_t n = std::min(kChunk, cells.size() - begin);
-    cpu::ScoreRows(step.Queries(r, q_head, 1), step.Keys(r, q_head / step.group()), cells.data() + begin, n, logits,
-                   kChunk);
+    cpu::ScoreRows(step.Queries(r, q_head, 1), step.Keys(r, q_head / step.group()),
+                   cells.data() + begin, n, logits, kChunk);
     const double block = *std::max_element(logits, logits + n);
     if (block > max) {
       sum *= std::exp(max - block);
@@ -78,9 +84,10 @@ void CombineHead(Step& step, int request, int q_head) {
   const int dim = step.shape.value_dim;
   float total[LayerShape::kMaxDim + 2];
   ClearState(total, dim);
-  for (int slot = 0; slot < 2 * step.threads; ++slot) {
+  for (int slot = 0; slot < 2 * step.chunks; ++slot) {
     if (!step.Used(request, kv_head, slot)) continue;
-    MergeState(step.States(request, kv_head, slot) + (q_head % step.group()) * step.StateStride(), dim, total);
+    MergeState(step.States(request, kv_head, slot) + (q_head % step.group()) * step.StateStride(),
+               dim, total);
   }
   // No visible row, no output: zero, as an engine gives for a row that is masked throughout.
   const float norm = StateEmpty(total, dim) ? 0.0f : 1.0f / StateSum(total, dim);
@@ -101,16 +108,14 @@ void CombineHead(Step& step, int request, int q_head) {
   report.own_mass = std::min(1.0, std::exp(step.own_lse[step.Query(request, q_head)] - full));
 }
 
-}  // namespace
-
-void AttendForced(Step& step, int thread) {
-  const int slot = 2 * thread;
+void AttendForcedChunk(Step& step, int chunk) {
+  const int slot = 2 * chunk;
   int64_t total = 0;
   for (int request = 0; request < step.num_requests(); ++request) {
     total += std::ssize(step.requests[request].forced);
     for (int h = 0; h < step.shape.kv_heads; ++h) step.Used(request, h, slot) = 0;
   }
-  const Share share(total, thread, step.threads);
+  const Share share(total, chunk, step.chunks);
   int64_t row = 0;
   for (int request = 0; request < step.num_requests(); ++request) {
     const std::span<const uint32_t> forced = step.requests[request].forced;
@@ -124,8 +129,8 @@ void AttendForced(Step& step, int thread) {
   }
 }
 
-void AttendStage(Step& step, int thread) {
-  const int slot = 2 * thread + 1;
+void AttendSelectedChunk(Step& step, int chunk) {
+  const int slot = 2 * chunk + 1;
   int64_t total = 0;
   for (int request = 0; request < step.num_requests(); ++request) {
     for (int h = 0; h < step.shape.kv_heads; ++h) {
@@ -133,7 +138,7 @@ void AttendStage(Step& step, int thread) {
       total += SelectedRows(step, request, h);
     }
   }
-  const Share share(total, thread, step.threads);
+  const Share share(total, chunk, step.chunks);
   int64_t row = 0;
   for (int request = 0; request < step.num_requests(); ++request) {
     const RequestPlan& r = step.requests[request];
@@ -148,10 +153,27 @@ void AttendStage(Step& step, int thread) {
   }
 }
 
+// Runs every chunk that no other thread has claimed yet.
+template <class F>
+void ClaimChunks(Step& step, std::atomic<int>& next, const F& run) {
+  for (int chunk = next.fetch_add(1, std::memory_order_relaxed); chunk < step.chunks;
+       chunk = next.fetch_add(1, std::memory_order_relaxed)) {
+    run(step, chunk);
+  }
+}
+
+}  // namespace
+
+void AttendForced(Step& step) { ClaimChunks(step, step.next_forced, AttendForcedChunk); }
+
+void AttendStage(Step& step, int) { ClaimChunks(step, step.next_selected, AttendSelectedChunk); }
+
 void CombineStage(Step& step, int thread) {
-  const Share share(static_cast<int64_t>(step.num_requests()) * step.shape.q_heads, thread, step.threads);
+  const Share share(static_cast<int64_t>(step.num_requests()) * step.shape.q_heads, thread,
+                    step.threads);
   for (int64_t unit = share.begin; unit < share.end; ++unit) {
-    CombineHead(step, static_cast<int>(unit / step.shape.q_heads), static_cast<int>(unit % step.shape.q_heads));
+    CombineHead(step, static_cast<int>(unit / step.shape.q_heads),
+                static_cast<int>(unit % step.shape.q_heads));
   }
 }
 

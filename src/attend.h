@@ -1,5 +1,5 @@
-// Attention over the row lists of a step, split evenly by rows: a thread gets a consecutive share of all rows of all requests
-// and KV heads, so that few heads on many threads, or unequal lists, balance.
+// Attention over the row lists of a step, split by rows: chunks are even, consecutive shares of all
+// rows of all requests and KV heads, so that few heads on many threads, or unequal lists, balance.
 #ifndef TACTIC_SRC_ATTEND_H_
 #define TACTIC_SRC_ATTEND_H_
 
@@ -7,8 +7,9 @@
 
 namespace tactic {
 
-// Attends to thread `thread`'s share of the forced rows, which all KV heads read: part of stage rank.
-void AttendForced(Step& step, int thread);
+// Attends to the forced rows, which all KV heads read, together with the other threads that call
+// it: part of stage rank.
+void AttendForced(Step& step);
 
 }  // namespace tactic
 

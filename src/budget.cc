@@ -1,4 +1,5 @@
-// Stage budget: per query head, how far down the cluster order it must read to reach the target mass (mode paper).
+// Stage budget: per query head, how far down the cluster order it must read to reach the target
+// mass (mode paper).
 #include <algorithm>
 #include <cmath>
 
@@ -12,8 +13,8 @@ namespace tactic {
 namespace {
 
 // Cells of members [begin, end) of cluster `id`, written to `out`; returns its end.
-uint32_t* MemberCells(const Step& step, const RequestPlan& r, int kv_head, uint32_t id, uint32_t begin, uint32_t end,
-                      uint32_t* out) {
+uint32_t* MemberCells(const Step& step, const RequestPlan& r, int kv_head, uint32_t id,
+                      uint32_t begin, uint32_t end, uint32_t* out) {
   const Segment& segment = *r.segments[id / step.slots];
   const Clusters& clusters = segment.head(kv_head);
   const uint16_t* members = clusters.members.data() + clusters.starts[id % step.slots];
@@ -22,7 +23,8 @@ uint32_t* MemberCells(const Step& step, const RequestPlan& r, int kv_head, uint3
   return out;
 }
 
-// Log-sum-exp of a query head over the always-attended rows; {max, sum} relative to it. Empty: {-inf, 0}.
+// Log-sum-exp of a query head over the always-attended rows; {max, sum} relative to it. Empty:
+// {-inf, 0}.
 struct Mass {
   float max = -std::numeric_limits<float>::infinity();
   double sum = 0;
@@ -41,15 +43,17 @@ Mass ForcedMass(Step& step, int request, int q_head) {
   const int kv_head = q_head / step.group();
   const int dim = step.shape.value_dim;
   Mass mass;
-  for (int t = 0; t < step.threads; ++t) {
-    if (!step.Used(request, kv_head, 2 * t)) continue;
-    const float* state = step.States(request, kv_head, 2 * t) + (q_head % step.group()) * step.StateStride();
+  for (int chunk = 0; chunk < step.chunks; ++chunk) {
+    if (!step.Used(request, kv_head, 2 * chunk)) continue;
+    const float* state =
+        step.States(request, kv_head, 2 * chunk) + (q_head % step.group()) * step.StateStride();
     mass.Add(StateMax(state, dim), StateSum(state, dim));
   }
   return mass;
 }
 
-// Log-sum-exp of logits over the cells that `taken` selects, on top of `mass`: for measured steps only.
+// Log-sum-exp of logits over the cells that `taken` selects, on top of `mass`: for measured steps
+// only.
 double SelectedLse(Step& step, const RequestPlan& r, int q_head, Mass mass) {
   const int kv_head = q_head / step.group();
   const uint32_t* taken = step.Taken(r, q_head);
@@ -70,10 +74,10 @@ double SelectedLse(Step& step, const RequestPlan& r, int q_head, Mass mass) {
   return mass.max + std::log(mass.sum);
 }
 
-// The exact exponentials the fit needs: the head's ranks, then the two windows, relative to the largest of all logits known.
-// Returns false when one of them is not finite.
-bool SampleCurve(Step& step, const RequestPlan& r, int q_head, const CurvePlan& plan, Step::Scratch& scratch,
-                 ClusterOrder& order, Mass* forced) {
+// The exact exponentials the fit needs: the head's ranks, then the two windows, relative to the
+// largest of all logits known. Returns false when one of them is not finite.
+bool SampleCurve(Step& step, const RequestPlan& r, int q_head, const CurvePlan& plan,
+                 Step::Scratch& scratch, ClusterOrder& order, Mass* forced) {
   const int kv_head = q_head / step.group();
   uint32_t* out = scratch.cells.data();
   const auto visit = [&](uint32_t id, uint32_t begin, uint32_t end) {
@@ -85,7 +89,8 @@ bool SampleCurve(Step& step, const RequestPlan& r, int q_head, const CurvePlan& 
   const auto n = static_cast<size_t>(plan.Samples());
   TACTIC_CHECK(out == scratch.cells.data() + n);
   float* logits = scratch.logits.data();
-  cpu::ScoreRows(step.Queries(r, q_head, 1), step.Keys(r, kv_head), scratch.cells.data(), n, logits, n);
+  cpu::ScoreRows(step.Queries(r, q_head, 1), step.Keys(r, kv_head), scratch.cells.data(), n, logits,
+                 n);
   float max = forced->max;
   for (size_t i = 0; i < n; ++i) {
     if (!std::isfinite(logits[i])) return false;
@@ -104,13 +109,13 @@ double Mean(const float* x, int64_t n) {
 }
 
 // Ranks that query head `q_head` reads.
-int64_t Budget(Step& step, const RequestPlan& r, int q_head, const Mass& forced, Step::Scratch& scratch,
-               ClusterOrder& order, uint32_t* samples) {
+int64_t Budget(Step& step, const RequestPlan& r, int q_head, const Mass& forced,
+               Step::Scratch& scratch, ClusterOrder& order, uint32_t* samples) {
   *samples = 0;
   const int64_t n = order.num_tokens();
   if (step.options.target >= 1 || n < 4 * CurvePlan::kSmallestWindow) return n;
-  const CurvePlan plan = CurvePlan::Make(n, step.options.head_share, step.options.near_window, step.options.far_window,
-                                         step.options.window_share);
+  const CurvePlan plan = CurvePlan::Make(n, step.options.head_share, step.options.near_window,
+                                         step.options.far_window, step.options.window_share);
   *samples = static_cast<uint32_t>(plan.Samples());
   Mass fixed = forced.sum > 0 ? forced : Mass();
   if (!SampleCurve(step, r, q_head, plan, scratch, order, &fixed)) return n;
@@ -119,7 +124,8 @@ int64_t Budget(Step& step, const RequestPlan& r, int q_head, const Mass& forced,
   for (int64_t i = 0; i < plan.head; ++i) scratch.prefix[i] = sum += weights[i];
   const double near = Mean(weights + plan.head, plan.near.width);
   const double far = Mean(weights + plan.head + plan.near.width, plan.far.width);
-  return PrefixForTarget(FitCurve(plan, n, sum, near, far), scratch.prefix.data(), fixed.sum, step.options.target);
+  return PrefixForTarget(FitCurve(plan, n, sum, near, far), scratch.prefix.data(), fixed.sum,
+                         step.options.target);
 }
 
 void BudgetHead(Step& step, int request, int q_head, Step::Scratch& scratch) {
@@ -127,14 +133,16 @@ void BudgetHead(Step& step, int request, int q_head, Step::Scratch& scratch) {
   HeadReport& report = step.reports[step.Query(request, q_head)];
   uint32_t* taken = step.Taken(r, q_head);
   const uint32_t* sizes = step.Sizes(r, q_head / step.group());
-  ClusterOrder order(step.Scores(r, q_head), sizes, static_cast<int>(r.clusters), scratch.order.data(),
-                     scratch.bucket_of.data());
+  ClusterOrder order(step.Scores(r, q_head), sizes, static_cast<int>(r.clusters),
+                     scratch.order.data(), scratch.bucket_of.data());
   const Mass forced = ForcedMass(step, request, q_head);
   uint32_t samples = 0;
   int64_t selected = 0;
   if (order.ordered()) {
-    // A prefix may not end among the members of a cluster that has to be read: which of them is the reason is not known.
-    selected = std::max(Budget(step, r, q_head, forced, scratch, order, &samples), order.must_read());
+    // A prefix may not end among the members of a cluster that has to be read: which of them is the
+    // reason is not known.
+    selected =
+        std::max(Budget(step, r, q_head, forced, scratch, order, &samples), order.must_read());
     std::fill_n(taken, r.clusters, 0u);
     order.VisitPrefix(selected, [taken](uint32_t id, uint32_t members) { taken[id] = members; });
   } else {  // a NaN query or centroid: read everything, the result is what dense attention gives
@@ -142,13 +150,15 @@ void BudgetHead(Step& step, int request, int q_head, Step::Scratch& scratch) {
   }
   step.samples[step.Query(request, q_head)] = samples;
   report.own_rows = selected + std::ssize(r.forced);
-  if (step.params.measure_mass) step.own_lse[step.Query(request, q_head)] = SelectedLse(step, r, q_head, forced);
+  if (step.params.measure_mass)
+    step.own_lse[step.Query(request, q_head)] = SelectedLse(step, r, q_head, forced);
 }
 
 }  // namespace
 
 void BudgetStage(Step& step, int thread) {
-  const Share share(static_cast<int64_t>(step.num_requests()) * step.shape.q_heads, thread, step.threads);
+  const Share share(static_cast<int64_t>(step.num_requests()) * step.shape.q_heads, thread,
+                    step.threads);
   for (int64_t unit = share.begin; unit < share.end; ++unit) {
     const int request = static_cast<int>(unit / step.shape.q_heads);
     if (!step.requests[request].dense()) {

@@ -1,8 +1,9 @@
-// The paper's mass curve (section 4.4): y(x) = exp(logit of rank x) follows a / x + b after the head. Two window means give a
-// and b; the prefix that reaches the target follows.
+// The paper's mass curve (section 4.4): y(x) = exp(logit of rank x) follows a / x + b after the
+// head. Two window means give a and b; the prefix that reaches the target follows.
 //
-// Everything is in units of exp(logit - m) for one maximum m shared by the head, the windows and the always-attended rows: the
-// fit compares means of exponentials, which is meaningless when their maxima differ.
+// Everything is in units of exp(logit - m) for one maximum m shared by the head, the windows and
+// the always-attended rows: the fit compares means of exponentials, which is meaningless when their
+// maxima differ.
 #ifndef TACTIC_SRC_BUDGET_PAPER_H_
 #define TACTIC_SRC_BUDGET_PAPER_H_
 
@@ -17,7 +18,8 @@ struct CurveWindow {
   int64_t first = 0;
   int64_t width = 0;
 
-  // Mean of 1 / x over the window, x the rank counted from 1: used in place of 1 / its middle, which is biased for wide windows.
+  // Mean of 1 / x over the window, x the rank counted from 1: used in place of 1 / its middle,
+  // which is biased for wide windows.
   double MeanInverse() const {
     double sum = 0;
     for (int64_t i = 0; i < width; ++i) sum += 1.0 / static_cast<double>(first + i + 1);
@@ -35,7 +37,8 @@ struct CurvePlan {
   static constexpr int64_t kSmallestWindow = 8;
 
   // REQUIRES: n >= 4 * kSmallestWindow.
-  static CurvePlan Make(int64_t n, double head_share, double near_at, double far_at, double window_share) {
+  static CurvePlan Make(int64_t n, double head_share, double near_at, double far_at,
+                        double window_share) {
     const auto share = [n](double s) { return static_cast<int64_t>(s * static_cast<double>(n)); };
     const int64_t width = std::min(n, std::max(kSmallestWindow, share(window_share)));
     const auto window = [&](double at) {
@@ -51,9 +54,9 @@ struct CurvePlan {
 struct MassCurve {
   double a = 0;
   double b = 0;
-  int64_t head = 0;       // ranks known exactly
-  int64_t n = 0;          // ranks in all
-  double head_mass = 0;   // their sum
+  int64_t head = 0;      // ranks known exactly
+  int64_t n = 0;         // ranks in all
+  double head_mass = 0;  // their sum
 
   // Estimated mass of the first x ranks, x >= head.
   double Mass(int64_t x) const {
@@ -62,9 +65,11 @@ struct MassCurve {
   }
 };
 
-// Fits a / x + b through the two window means. Guards: a >= 0 and b >= 0, since real means are noisy: a rising pair becomes its
-// average, a curve that would turn negative passes through the near window alone.
-inline MassCurve FitCurve(const CurvePlan& plan, int64_t n, double head_mass, double near_mean, double far_mean) {
+// Fits a / x + b through the two window means. Guards: a >= 0 and b >= 0, since real means are
+// noisy: a rising pair becomes its average, a curve that would turn negative passes through the
+// near window alone.
+inline MassCurve FitCurve(const CurvePlan& plan, int64_t n, double head_mass, double near_mean,
+                          double far_mean) {
   const double near_inverse = plan.near.MeanInverse();
   const double far_inverse = plan.far.MeanInverse();
   MassCurve curve{0, 0, plan.head, n, head_mass};
@@ -81,9 +86,10 @@ inline MassCurve FitCurve(const CurvePlan& plan, int64_t n, double head_mass, do
   return curve;
 }
 
-// Smallest number of ranks whose mass, with `fixed_mass` read anyway, reaches `target` of the total. `head_prefix[i]` is the sum
-// of the first i + 1 ranks, i < curve.head.
-inline int64_t PrefixForTarget(const MassCurve& curve, const double* head_prefix, double fixed_mass, double target) {
+// Smallest number of ranks whose mass, with `fixed_mass` read anyway, reaches `target` of the
+// total. `head_prefix[i]` is the sum of the first i + 1 ranks, i < curve.head.
+inline int64_t PrefixForTarget(const MassCurve& curve, const double* head_prefix, double fixed_mass,
+                               double target) {
   const double total = fixed_mass + curve.Mass(curve.n);
   const double need = target * total - fixed_mass;
   if (need <= 0) return 0;

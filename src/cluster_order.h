@@ -1,8 +1,9 @@
 // ClusterOrder: clusters by descending score, sorted only where somebody looks.
 //
-// A decode step needs the order of three short stretches of ranks (the exact head and two windows) and the end of a prefix.
-// So clusters are dropped into 256 buckets of equal score width, and a bucket is sorted when a rank inside it is visited. The
-// order is exactly that of a full sort: score descending, then number ascending (clusters are numbered by position).
+// A decode step needs the order of three short stretches of ranks (the exact head and two windows)
+// and the end of a prefix. So clusters are dropped into 256 buckets of equal score width, and a
+// bucket is sorted when a rank inside it is visited. The order is exactly that of a full sort:
+// score descending, then number ascending (clusters are numbered by position).
 #ifndef TACTIC_SRC_CLUSTER_ORDER_H_
 #define TACTIC_SRC_CLUSTER_ORDER_H_
 
@@ -17,11 +18,14 @@ namespace tactic {
 
 class ClusterOrder {
  public:
-  // scores[c], sizes[c] (members; 0: an empty slot) for c in [0, n); both must outlive this. `order` and `bucket_of` are
-  // scratch of n entries. Scores may be infinite (+inf: must be read); with a NaN among them ordered() is false and there is no order.
-  ClusterOrder(const float* scores, const uint32_t* sizes, int n, uint32_t* order, uint8_t* bucket_of)
+  // scores[c], sizes[c] (members; 0: an empty slot) for c in [0, n); both must outlive this.
+  // `order` and `bucket_of` are scratch of n entries. Scores may be infinite (+inf: must be read);
+  // with a NaN among them ordered() is false and there is no order.
+  ClusterOrder(const float* scores, const uint32_t* sizes, int n, uint32_t* order,
+               uint8_t* bucket_of)
       : scores_(scores), sizes_(sizes), order_(order) {
-    // In double: neither the difference of two floats nor the inverse of a tiny one overflows there.
+    // In double: neither the difference of two floats nor the inverse of a tiny one overflows
+    // there.
     double low = std::numeric_limits<double>::infinity();
     double high = -low;
     for (int c = 0; c < n; ++c) {
@@ -63,11 +67,13 @@ class ClusterOrder {
   // The members of clusters with score +inf: the first ranks.
   int64_t must_read() const { return must_read_; }
 
-  // Calls f(cluster, begin, end) for every run of members [begin, end) of a cluster that holds ranks [first, last), by rank.
-  // REQUIRES: ordered(), 0 <= first <= last <= num_tokens().
+  // Calls f(cluster, begin, end) for every run of members [begin, end) of a cluster that holds
+  // ranks [first, last), by rank. REQUIRES: ordered(), 0 <= first <= last <= num_tokens().
   template <class F>
   void Visit(int64_t first, int64_t last, const F& f) {
-    int b = static_cast<int>(std::upper_bound(first_token_.begin(), first_token_.end(), first) - first_token_.begin()) - 1;
+    int b = static_cast<int>(std::upper_bound(first_token_.begin(), first_token_.end(), first) -
+                             first_token_.begin()) -
+            1;
     for (; b < kBuckets && first_token_[b] < last; ++b) {
       Sort(b);
       int64_t rank = first_token_[b];
@@ -81,7 +87,8 @@ class ClusterOrder {
     }
   }
 
-  // The set of ranks [0, last) in no particular order: calls f(cluster, members) with the first `members` members of each.
+  // The set of ranks [0, last) in no particular order: calls f(cluster, members) with the first
+  // `members` members of each.
   template <class F>
   void VisitPrefix(int64_t last, const F& f) {
     for (int b = 0; b < kBuckets && first_token_[b] < last; ++b) {
@@ -102,9 +109,10 @@ class ClusterOrder {
   void Sort(int b) {
     if (sorted_[b]) return;
     sorted_[b] = true;
-    std::sort(order_ + first_cluster_[b], order_ + first_cluster_[b + 1], [this](uint32_t x, uint32_t y) {
-      return scores_[x] > scores_[y] || (scores_[x] == scores_[y] && x < y);
-    });
+    std::sort(order_ + first_cluster_[b], order_ + first_cluster_[b + 1],
+              [this](uint32_t x, uint32_t y) {
+                return scores_[x] > scores_[y] || (scores_[x] == scores_[y] && x < y);
+              });
   }
 
   const float* scores_;

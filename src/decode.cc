@@ -1,4 +1,5 @@
-// The decode step: lays out the work of one layer and runs the stages. The only file that names them all.
+// The decode step: lays out the work of one layer and runs the stages. The only file that names
+// them all.
 #include "tactic/decode.h"
 
 #include <algorithm>
@@ -15,10 +16,14 @@
 namespace tactic {
 namespace {
 
+// Shares of rows per thread. Four bound the wait for a core of half the speed to an eighth of the
+// work; more cost states.
+constexpr int kChunksPerThread = 4;
+
 Status CheckStride(const char* name, size_t stride, int dim) {
   if (stride >= static_cast<size_t>(dim)) return Status::Ok();
-  return Status::InvalidArgument(std::string(name) + " is " + std::to_string(stride) + "; expected at least " +
-                                 std::to_string(dim));
+  return Status::InvalidArgument(std::string(name) + " is " + std::to_string(stride) +
+                                 "; expected at least " + std::to_string(dim));
 }
 
 Status CheckRequest(const LayerShape& shape, const Options& options, const DecodeRequest& request) {
@@ -37,12 +42,14 @@ Status CheckRequest(const LayerShape& shape, const Options& options, const Decod
   }
   if (std::ssize(request.cells) > request.index->size()) {
     return Status::InvalidArgument("cells has " + std::to_string(request.cells.size()) +
-                                   " positions; expected at most the index's " + std::to_string(request.index->size()));
+                                   " positions; expected at most the index's " +
+                                   std::to_string(request.index->size()));
   }
   const Options& built = request.index->options();
-  if (built.sinks != options.sinks || built.recent != options.recent || built.cluster_size != options.cluster_size ||
-      built.MaxSegment() != options.MaxSegment()) {
-    return Status::InvalidArgument("index was built with other values of sinks, recent, cluster_size or segment_size");
+  if (built.sinks != options.sinks || built.recent != options.recent ||
+      built.cluster_size != options.cluster_size || built.MaxSegment() != options.MaxSegment()) {
+    return Status::InvalidArgument(
+        "index was built with other values of sinks, recent, cluster_size or segment_size");
   }
   return Status::Ok();
 }
@@ -80,16 +87,21 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   TACTIC_RETURN_IF_ERROR(IsaStatus());
   TACTIC_RETURN_IF_ERROR(shape.Validate());
   TACTIC_RETURN_IF_ERROR(options.Validate());
-  if (threads < 1) return Status::InvalidArgument("threads is " + std::to_string(threads) + "; expected at least 1");
+  if (threads < 1)
+    return Status::InvalidArgument("threads is " + std::to_string(threads) +
+                                   "; expected at least 1");
   if (!(params.scale > 0) || !std::isfinite(params.scale)) {
-    return Status::InvalidArgument("scale is " + std::to_string(params.scale) + "; expected a number above 0");
+    return Status::InvalidArgument("scale is " + std::to_string(params.scale) +
+                                   "; expected a number above 0");
   }
   if (!(params.softcap >= 0) || !std::isfinite(params.softcap)) {
-    return Status::InvalidArgument("softcap is " + std::to_string(params.softcap) + "; expected 0 or a number above 0");
+    return Status::InvalidArgument("softcap is " + std::to_string(params.softcap) +
+                                   "; expected 0 or a number above 0");
   }
   for (size_t i = 0; i < requests.size(); ++i) {
     Status status = CheckRequest(shape, options, requests[i]);
-    if (!status.ok()) return Status(status.code(), "request " + std::to_string(i) + ": " + status.message());
+    if (!status.ok())
+      return Status(status.code(), "request " + std::to_string(i) + ": " + status.message());
   }
 
   Step& step = *impl_;
@@ -97,6 +109,9 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   step.options = options;
   step.params = params;
   step.threads = threads;
+  step.chunks = threads == 1 ? 1 : kChunksPerThread * threads;
+  step.next_forced = 0;
+  step.next_selected = 0;
   step.requests.clear();
   step.forced_cells.clear();
   step.max_parts = 1;
@@ -111,7 +126,8 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
     r.request = request;
     const int64_t tokens = std::ssize(request.cells);
     if (request.index != nullptr && options.mode == Mode::kPaper && tokens >= options.dense_below) {
-      r.segments = request.index->segments().first(static_cast<size_t>(request.index->UsableSegments(tokens)));
+      r.segments = request.index->segments().first(
+          static_cast<size_t>(request.index->UsableSegments(tokens)));
     }
     if (!r.dense()) {
       step.slots = request.index->slots();
@@ -122,14 +138,16 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
       r.first_row = rows;
       rows += r.row_capacity * shape.kv_heads;
       const int64_t pairs = std::ssize(requests) * shape.kv_heads;
-      r.parts = static_cast<int>(std::clamp<int64_t>((units + pairs - 1) / pairs, 1, std::ssize(r.segments)));
+      r.parts = static_cast<int>(
+          std::clamp<int64_t>((units + pairs - 1) / pairs, 1, std::ssize(r.segments)));
       step.max_parts = std::max(step.max_parts, r.parts);
       most_clusters = std::max(most_clusters, r.clusters);
       most_tokens = std::max(most_tokens, tokens);
     }
     step.requests.push_back(r);
   }
-  // Spans into forced_cells in a second pass, once it has stopped growing; the first keeps their lengths.
+  // Spans into forced_cells in a second pass, once it has stopped growing; the first keeps their
+  // lengths.
   for (RequestPlan& r : step.requests) {
     const size_t begin = step.forced_cells.size();
     if (!r.dense()) AppendForced(r, &step.forced_cells);
@@ -148,16 +166,18 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   Grow(&step.sizes, clusters * shape.kv_heads);
   Grow(&step.rows, rows);
   Grow(&step.counts, pairs * step.max_parts);
-  Grow(&step.used, pairs * 2 * threads);
-  Grow(&step.states, pairs * 2 * threads * shape.group() * static_cast<int64_t>(step.StateStride()));
+  Grow(&step.used, pairs * 2 * step.chunks);
+  Grow(&step.states,
+       pairs * 2 * step.chunks * shape.group() * static_cast<int64_t>(step.StateStride()));
   step.reports.assign(requests.size() * shape.q_heads, HeadReport());
   step.own_lse.assign(requests.size() * shape.q_heads, 0.0);
   step.samples.assign(requests.size() * shape.q_heads, 0u);
   int64_t samples = 0;
   int64_t head = 0;
   if (most_tokens > 0) {
-    const CurvePlan plan = CurvePlan::Make(std::max<int64_t>(most_tokens, 4 * CurvePlan::kSmallestWindow), options.head_share,
-                                           options.near_window, options.far_window, options.window_share);
+    const CurvePlan plan = CurvePlan::Make(
+        std::max<int64_t>(most_tokens, 4 * CurvePlan::kSmallestWindow), options.head_share,
+        options.near_window, options.far_window, options.window_share);
     samples = plan.Samples();
     head = plan.head;
   }
@@ -199,7 +219,8 @@ DecodeStats DecodeStep::stats() const {
   for (int request = 0; request < step.num_requests(); ++request) {
     const RequestPlan& r = step.requests[request];
     const auto key_bytes = static_cast<int64_t>(RowBytes(r.request.keys.type, shape.head_dim));
-    const int64_t row_bytes = key_bytes + static_cast<int64_t>(RowBytes(r.request.values.type, shape.value_dim));
+    const int64_t row_bytes =
+        key_bytes + static_cast<int64_t>(RowBytes(r.request.values.type, shape.value_dim));
     const int64_t tokens = std::ssize(r.request.cells);
     stats.rows_dense += tokens * shape.kv_heads;
     stats.bytes_dense += tokens * shape.kv_heads * row_bytes;
@@ -211,7 +232,8 @@ DecodeStats DecodeStep::stats() const {
         if (segment) stats.bytes_read += int64_t{2} * segment->head(h).count * shape.head_dim;
       }
     }
-    for (int h = 0; h < shape.q_heads; ++h) stats.bytes_read += step.samples[step.Query(request, h)] * key_bytes;
+    for (int h = 0; h < shape.q_heads; ++h)
+      stats.bytes_read += step.samples[step.Query(request, h)] * key_bytes;
   }
   return stats;
 }
@@ -231,21 +253,28 @@ std::vector<uint32_t> DecodeStep::SelectedCells(int request, int kv_head) const 
     chosen.insert(chosen.end(), rows, rows + count);
   }
   // By position: the order of the request's own list.
-  std::vector<uint32_t> position_of(r.request.cells.empty() ? 0 : 1 + *std::max_element(r.request.cells.begin(), r.request.cells.end()));
-  for (size_t p = 0; p < r.request.cells.size(); ++p) position_of[r.request.cells[p]] = static_cast<uint32_t>(p);
-  std::sort(chosen.begin(), chosen.end(), [&](uint32_t a, uint32_t b) { return position_of[a] < position_of[b]; });
+  std::vector<uint32_t> position_of(
+      r.request.cells.empty()
+          ? 0
+          : 1 + *std::max_element(r.request.cells.begin(), r.request.cells.end()));
+  for (size_t p = 0; p < r.request.cells.size(); ++p)
+    position_of[r.request.cells[p]] = static_cast<uint32_t>(p);
+  std::sort(chosen.begin(), chosen.end(),
+            [&](uint32_t a, uint32_t b) { return position_of[a] < position_of[b]; });
   return chosen;
 }
 
 size_t DecodeStep::WorkspaceBytes() const {
   const Step& step = *impl_;
-  size_t bytes = step.scores.capacity() * sizeof(float) + step.states.capacity() * sizeof(float) + step.used.capacity() +
-                 (step.taken.capacity() + step.sizes.capacity() + step.counts.capacity() + step.rows.capacity() +
-                  step.forced_cells.capacity()) *
+  size_t bytes = step.scores.capacity() * sizeof(float) + step.states.capacity() * sizeof(float) +
+                 step.used.capacity() +
+                 (step.taken.capacity() + step.sizes.capacity() + step.counts.capacity() +
+                  step.rows.capacity() + step.forced_cells.capacity()) *
                      sizeof(uint32_t);
   for (const Step::Scratch& s : step.scratch) {
-    bytes += s.order.capacity() * sizeof(uint32_t) + s.bucket_of.capacity() + s.cells.capacity() * sizeof(uint32_t) +
-             s.logits.capacity() * sizeof(float) + s.prefix.capacity() * sizeof(double);
+    bytes += s.order.capacity() * sizeof(uint32_t) + s.bucket_of.capacity() +
+             s.cells.capacity() * sizeof(uint32_t) + s.logits.capacity() * sizeof(float) +
+             s.prefix.capacity() * sizeof(double);
   }
   return bytes;
 }

@@ -1,4 +1,5 @@
-// IEEE 754 half and bfloat16 bits to and from float, scalar: for the index (a few values at a time) and the reference.
+// IEEE 754 half and bfloat16 bits to and from float, scalar: for the index (a few values at a time)
+// and the reference.
 #ifndef TACTIC_SRC_HALF_H_
 #define TACTIC_SRC_HALF_H_
 
@@ -35,7 +36,9 @@ inline uint16_t FloatToHalf(float value) {
   return sign | static_cast<uint16_t>((rounded - (112u << 23)) >> 13);
 }
 
-inline float Bf16ToFloat(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+inline float Bf16ToFloat(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
 
 inline uint16_t FloatToBf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);

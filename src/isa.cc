@@ -3,7 +3,8 @@
 #include <cstdint>
 #include <cstdlib>
 
-// Part of the public target list of kernels.cc: the same HWY_DISABLED_TARGETS apply to the whole library.
+// Part of the public target list of kernels.cc: the same HWY_DISABLED_TARGETS apply to the whole
+// library.
 #include "hwy/highway.h"
 
 namespace tactic {
@@ -16,9 +17,10 @@ struct Named {
 
 // Best first.
 constexpr Named kIsas[] = {
-    {"avx3", HWY_AVX3},           {"avx2", HWY_AVX2},     {"sse4", HWY_SSE4}, {"sve2_128", HWY_SVE2_128},
-    {"sve_256", HWY_SVE_256},     {"sve2", HWY_SVE2},     {"sve", HWY_SVE},   {"neon", HWY_NEON},
-    {"scalar", HWY_EMU128},       {"scalar", HWY_SCALAR},
+    {"avx3", HWY_AVX3},         {"avx2", HWY_AVX2},       {"sse4", HWY_SSE4},
+    {"sve2_128", HWY_SVE2_128}, {"sve_256", HWY_SVE_256}, {"sve2", HWY_SVE2},
+    {"sve", HWY_SVE},           {"neon", HWY_NEON},       {"scalar", HWY_EMU128},
+    {"scalar", HWY_SCALAR},
 };
 
 // Targets that this build compiled and this CPU runs.
@@ -33,7 +35,8 @@ Status Choose(std::string_view name) {
     if ((HWY_TARGETS & isa.target) == 0) continue;
     if (name == isa.name) {
       if ((Usable() & isa.target) == 0) {
-        return Status::Unsupported("instruction set \"" + std::string(name) + "\" is not supported by this CPU");
+        return Status::Unsupported("instruction set \"" + std::string(name) +
+                                   "\" is not supported by this CPU");
       }
       hwy::SetSupportedTargetsForTest(isa.target);
       hwy::GetChosenTarget().Update(hwy::SupportedTargets());
@@ -41,7 +44,8 @@ Status Choose(std::string_view name) {
     }
     known += known.empty() ? isa.name : std::string(", ") + isa.name;
   }
-  return Status::InvalidArgument("instruction set is \"" + std::string(name) + "\"; expected one of " + known);
+  return Status::InvalidArgument("instruction set is \"" + std::string(name) +
+                                 "\"; expected one of " + known);
 }
 
 }  // namespace

@@ -14,7 +14,8 @@
 namespace tactic {
 namespace {
 
-// A mean of finite f32 keys may exceed what f16 holds; the largest half still ranks it first or last.
+// A mean of finite f32 keys may exceed what f16 holds; the largest half still ranks it first or
+// last.
 uint16_t CentroidHalf(double value) {
   constexpr double kLargestHalf = 65504.0;
   return FloatToHalf(static_cast<float>(std::clamp(value, -kLargestHalf, kLargestHalf)));
@@ -39,8 +40,8 @@ class Centroids {
   }
 
   void Assign(const std::vector<float>& keys, std::vector<uint16_t>* labels) const {
-    cpu::AssignNearest(keys.data(), labels->size(), dim_, columns_.data(), half_norms_.data(), padded_,
-                       labels->data());
+    cpu::AssignNearest(keys.data(), labels->size(), dim_, columns_.data(), half_norms_.data(),
+                       padded_, labels->data());
   }
 
  private:
@@ -50,8 +51,8 @@ class Centroids {
   std::vector<float> half_norms_;
 };
 
-// Means of the members of every cluster, [count][dim]; sizes by the way. Sums in double: the order of thousands of terms must
-// not show in the result.
+// Means of the members of every cluster, [count][dim]; sizes by the way. Sums in double: the order
+// of thousands of terms must not show in the result.
 void Means(const std::vector<float>& keys, int dim, const std::vector<uint16_t>& labels, int count,
            std::vector<double>* means, std::vector<uint32_t>* sizes) {
   means->assign(static_cast<size_t>(count) * dim, 0.0);
@@ -75,10 +76,12 @@ void ClusterKeys(const RowsView& view, int kv_head, int head_dim, std::span<cons
                  const Options& options, uint64_t seed, int slots, Clusters* out) {
   const size_t n = cells.size();
   const int count = ClusterCount(static_cast<int64_t>(n), options.cluster_size);
-  TACTIC_CHECK(n >= 1 && n <= Options::kLargestSegment && count <= slots && slots % cpu::kCentroidLanes == 0);
+  TACTIC_CHECK(n >= 1 && n <= Options::kLargestSegment && count <= slots &&
+               slots % cpu::kCentroidLanes == 0);
 
   std::vector<float> keys(n * head_dim);
-  cpu::LoadRows({view.Head(kv_head), view.row_stride, view.type, head_dim}, cells.data(), n, keys.data());
+  cpu::LoadRows({view.Head(kv_head), view.row_stride, view.type, head_dim}, cells.data(), n,
+                keys.data());
 
   *out = Clusters();
   out->centroids.assign(static_cast<size_t>(head_dim) * slots, 0);
@@ -96,7 +99,8 @@ void ClusterKeys(const RowsView& view, int kv_head, int head_dim, std::span<cons
   Centroids centroids(head_dim, padded);
   const std::vector<uint32_t> initial =
       SampleDistinct(static_cast<uint32_t>(n), static_cast<uint32_t>(count), seed);
-  for (int c = 0; c < count; ++c) centroids.Set(c, keys.data() + static_cast<size_t>(initial[c]) * head_dim);
+  for (int c = 0; c < count; ++c)
+    centroids.Set(c, keys.data() + static_cast<size_t>(initial[c]) * head_dim);
 
   std::vector<uint16_t> labels(n);
   std::vector<uint16_t> previous;
@@ -131,7 +135,8 @@ void ClusterKeys(const RowsView& view, int kv_head, int head_dim, std::span<cons
     }
   }
   std::vector<uint32_t> next(out->starts.begin(), out->starts.begin() + out->count);
-  for (size_t i = 0; i < n; ++i) out->members[next[slot_of[labels[i]]]++] = static_cast<uint16_t>(i);
+  for (size_t i = 0; i < n; ++i)
+    out->members[next[slot_of[labels[i]]]++] = static_cast<uint16_t>(i);
 }
 
 }  // namespace tactic

@@ -67,16 +67,21 @@ const char* ElementTypeName(ElementType type) {
 
 Status Options::Validate() const {
   if (mode > Mode::kPaper) return Bad("mode", static_cast<int>(mode), "dense or paper");
-  if (!(target > 0 && target <= 1)) return Bad("target", target, "a share of attention mass above 0 and at most 1");
+  if (!(target > 0 && target <= 1))
+    return Bad("target", target, "a share of attention mass above 0 and at most 1");
   TACTIC_RETURN_IF_ERROR(InRange("cluster_size", cluster_size, 2, 1024));
   TACTIC_RETURN_IF_ERROR(InRange("kmeans_iterations", kmeans_iterations, 1, 1000));
-  if (segment_size != 0) TACTIC_RETURN_IF_ERROR(InRange("segment_size", segment_size, cluster_size, kLargestSegment));
+  if (segment_size != 0)
+    TACTIC_RETURN_IF_ERROR(InRange("segment_size", segment_size, cluster_size, kLargestSegment));
   TACTIC_RETURN_IF_ERROR(InRange("update_interval", update_interval, 1, kLargestSegment));
   TACTIC_RETURN_IF_ERROR(InRange("sinks", sinks, 0, kLargestSegment));
   TACTIC_RETURN_IF_ERROR(InRange("recent", recent, 0, kLargestSegment));
-  if (!(head_share > 0 && head_share <= 0.5)) return Bad("head_share", head_share, "above 0 and at most 0.5");
-  if (!(window_share > 0 && window_share <= 0.1)) return Bad("window_share", window_share, "above 0 and at most 0.1");
-  if (!(far_window > 0 && far_window < 1)) return Bad("far_window", far_window, "above 0 and below 1");
+  if (!(head_share > 0 && head_share <= 0.5))
+    return Bad("head_share", head_share, "above 0 and at most 0.5");
+  if (!(window_share > 0 && window_share <= 0.1))
+    return Bad("window_share", window_share, "above 0 and at most 0.1");
+  if (!(far_window > 0 && far_window < 1))
+    return Bad("far_window", far_window, "above 0 and below 1");
   if (!(near_window > 0 && near_window < far_window)) {
     std::ostringstream rule;
     rule << "above 0 and below far_window (" << far_window << ")";
@@ -88,10 +93,12 @@ Status Options::Validate() const {
 
 Status LayerShape::Validate() const {
   if (kv_heads < 1) return Bad("kv_heads", kv_heads, "at least 1");
-  if (q_heads < 1 || q_heads % kv_heads != 0) return Bad("q_heads", q_heads, "a multiple of kv_heads");
+  if (q_heads < 1 || q_heads % kv_heads != 0)
+    return Bad("q_heads", q_heads, "a multiple of kv_heads");
   if (group() > kMaxGroup) return Bad("q_heads / kv_heads", group(), "at most 32");
   for (auto [name, dim] : {std::pair{"head_dim", head_dim}, std::pair{"value_dim", value_dim}}) {
-    if (dim < 8 || dim > kMaxDim || dim % 8 != 0) return Bad(name, dim, "a multiple of 8 from 8 to 512");
+    if (dim < 8 || dim > kMaxDim || dim % 8 != 0)
+      return Bad(name, dim, "a multiple of 8 from 8 to 512");
   }
   return Status::Ok();
 }

@@ -1,5 +1,6 @@
-// Stage rank: q . centroid for every cluster, and attention over the rows that are read whatever the query. The latter comes
-// first because its mass is needed to say how much is missing, and no key is read twice.
+// Stage rank: q . centroid for every cluster, and attention over the rows that are read whatever
+// the query. The latter comes first because its mass is needed to say how much is missing, and no
+// key is read twice.
 #include <limits>
 
 #include "src/attend.h"
@@ -23,11 +24,12 @@ void ScorePart(Step& step, const RequestPlan& r, int kv_head, int part) {
       continue;
     }
     const Clusters& clusters = r.segments[j]->head(kv_head);
-    cpu::ScoreCentroids(queries, step.shape.head_dim, clusters.centroids.data(), step.slots, scores + base,
-                        static_cast<size_t>(r.clusters));
+    cpu::ScoreCentroids(queries, step.shape.head_dim, clusters.centroids.data(), step.slots,
+                        scores + base, static_cast<size_t>(r.clusters));
     for (int c = 0; c < step.slots; ++c) sizes[base + c] = clusters.Size(c);
     if (clusters.always) {
-      for (int g = 0; g < group; ++g) scores[g * r.clusters + base] = std::numeric_limits<float>::infinity();
+      for (int g = 0; g < group; ++g)
+        scores[g * r.clusters + base] = std::numeric_limits<float>::infinity();
     }
   }
 }
@@ -35,10 +37,11 @@ void ScorePart(Step& step, const RequestPlan& r, int kv_head, int part) {
 }  // namespace
 
 void RankStage(Step& step, int thread) {
-  AttendForced(step, thread);
+  AttendForced(step);
   // Units: the parts of every (request, KV head).
   int64_t units = 0;
-  for (const RequestPlan& r : step.requests) units += r.dense() ? 0 : static_cast<int64_t>(r.parts) * step.shape.kv_heads;
+  for (const RequestPlan& r : step.requests)
+    units += r.dense() ? 0 : static_cast<int64_t>(r.parts) * step.shape.kv_heads;
   const Share share(units, thread, step.threads);
   int64_t unit = 0;
   for (const RequestPlan& r : step.requests) {

@@ -1,6 +1,8 @@
-// Stage select: per KV head, the union of what its query heads read, as lists of cells in ascending position.
+// Stage select: per KV head, the union of what its query heads read, as lists of cells in ascending
+// position.
 //
-// Every head reads a prefix of a cluster's members, so the union is the longest prefix; a bitmap per segment sorts it.
+// Every head reads a prefix of a cluster's members, so the union is the longest prefix; a bitmap
+// per segment sorts it.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -28,13 +30,16 @@ void SelectPart(Step& step, int request, int kv_head, int part) {
     std::memset(bits, 0, words * sizeof(bits[0]));
     for (int c = 0; c < clusters.count; ++c) {
       uint32_t members = 0;
-      for (int g = 0; g < group; ++g) members = std::max(members, taken[g * r.clusters + j * step.slots + c]);
+      for (int g = 0; g < group; ++g)
+        members = std::max(members, taken[g * r.clusters + j * step.slots + c]);
       const uint16_t* member = clusters.members.data() + clusters.starts[c];
-      for (uint32_t i = 0; i < members; ++i) bits[member[i] / 64] |= uint64_t{1} << (member[i] % 64);
+      for (uint32_t i = 0; i < members; ++i)
+        bits[member[i] / 64] |= uint64_t{1} << (member[i] % 64);
     }
     const uint32_t* cells = r.request.cells.data() + segment.first();
     for (size_t w = 0; w < words; ++w) {
-      for (uint64_t left = bits[w]; left != 0; left &= left - 1) *out++ = cells[w * 64 + std::countr_zero(left)];
+      for (uint64_t left = bits[w]; left != 0; left &= left - 1)
+        *out++ = cells[w * 64 + std::countr_zero(left)];
     }
   }
   step.Counts(request, kv_head)[part] = static_cast<uint32_t>(out - rows);
@@ -44,7 +49,8 @@ void SelectPart(Step& step, int request, int kv_head, int part) {
 
 void SelectStage(Step& step, int thread) {
   int64_t units = 0;
-  for (const RequestPlan& r : step.requests) units += r.dense() ? 0 : static_cast<int64_t>(r.parts) * step.shape.kv_heads;
+  for (const RequestPlan& r : step.requests)
+    units += r.dense() ? 0 : static_cast<int64_t>(r.parts) * step.shape.kv_heads;
   const Share share(units, thread, step.threads);
   int64_t unit = 0;
   for (int request = 0; request < step.num_requests(); ++request) {

@@ -14,8 +14,9 @@ namespace tactic {
 namespace {
 
 Status BadRange(int64_t begin, int64_t end, int64_t size) {
-  return Status::OutOfRange("positions [" + std::to_string(begin) + ", " + std::to_string(end) +
-                            ") are not within the sequence; expected 0 <= begin <= end <= " + std::to_string(size));
+  return Status::OutOfRange(
+      "positions [" + std::to_string(begin) + ", " + std::to_string(end) +
+      ") are not within the sequence; expected 0 <= begin <= end <= " + std::to_string(size));
 }
 
 // Room for clusters per segment and KV head.
@@ -29,7 +30,8 @@ int Slots(const Options& options) {
 SequenceIndex::SequenceIndex(const LayerShape& shape, const Options& options)
     : shape_(shape), options_(options), slots_(Slots(options)) {
   TACTIC_CHECK(shape.Validate().ok() && options.Validate().ok());
-  (void)IsaStatus();  // applies TACTIC_FORCE_ISA before the first kernel runs; Plan reports a bad value
+  (void)IsaStatus();  // applies TACTIC_FORCE_ISA before the first kernel runs; Plan reports a bad
+                      // value
 }
 
 void SequenceIndex::Append(int64_t n) {
@@ -39,7 +41,8 @@ void SequenceIndex::Append(int64_t n) {
 
 Status SequenceIndex::Truncate(int64_t n) {
   if (n < 0 || n > size_) {
-    return Status::OutOfRange("n is " + std::to_string(n) + "; expected a number of positions from 0 to " +
+    return Status::OutOfRange("n is " + std::to_string(n) +
+                              "; expected a number of positions from 0 to " +
                               std::to_string(size_));
   }
   return RemoveRange(n, size_);
@@ -49,7 +52,8 @@ Status SequenceIndex::RemoveRange(int64_t begin, int64_t end) {
   if (begin < 0 || begin > end || end > size_) return BadRange(begin, end, size_);
   if (begin == end) return Status::Ok();
   size_ -= end - begin;
-  while (!segments_.empty() && (!segments_.back() || segments_.back()->end() > begin)) segments_.pop_back();
+  while (!segments_.empty() && (!segments_.back() || segments_.back()->end() > begin))
+    segments_.pop_back();
   return Status::Ok();
 }
 
@@ -57,7 +61,8 @@ Status SequenceIndex::Invalidate(int64_t begin, int64_t end) {
   if (begin < 0 || begin > end || end > size_) return BadRange(begin, end, size_);
   if (begin == end) return Status::Ok();
   const int64_t length = options_.MaxSegment();
-  const int64_t last = std::min<int64_t>((end - 1) / length, static_cast<int64_t>(segments_.size()) - 1);
+  const int64_t last =
+      std::min<int64_t>((end - 1) / length, static_cast<int64_t>(segments_.size()) - 1);
   for (int64_t j = begin / length; j <= last; ++j) segments_[j] = nullptr;
   return Status::Ok();
 }
@@ -76,7 +81,8 @@ int SequenceIndex::PlanBuild() {
     if (first >= end) continue;  // nothing but sinks
     if (j >= std::ssize(segments_)) segments_.resize(j + 1);
     if (segments_[j] && segments_[j]->end() == end && segments_[j]->Filled()) continue;
-    pending_.push_back({static_cast<int>(j), std::make_shared<Segment>(first, end, shape_.kv_heads)});
+    pending_.push_back(
+        {static_cast<int>(j), std::make_shared<Segment>(first, end, shape_.kv_heads)});
     segments_[j] = pending_.back().segment;
   }
   return static_cast<int>(pending_.size()) * shape_.kv_heads;
@@ -87,10 +93,11 @@ void SequenceIndex::BuildUnit(int unit, const RowsView& keys, std::span<const ui
   const int kv_head = unit % shape_.kv_heads;
   Segment& segment = *pending.segment;
   // Every segment and head draws its own initial centroids, the same ones whenever it is rebuilt.
-  const uint64_t seed = Random(options_.seed ^ (static_cast<uint64_t>(pending.ordinal) << 32 | kv_head)).Next();
+  const uint64_t seed =
+      Random(options_.seed ^ (static_cast<uint64_t>(pending.ordinal) << 32 | kv_head)).Next();
   ClusterKeys(keys, kv_head, shape_.head_dim,
-              cells.subspan(segment.first(), static_cast<size_t>(segment.end() - segment.first())), options_, seed,
-              slots_, &segment.mutable_head(kv_head));
+              cells.subspan(segment.first(), static_cast<size_t>(segment.end() - segment.first())),
+              options_, seed, slots_, &segment.mutable_head(kv_head));
   segment.CountFilled();
 }
 

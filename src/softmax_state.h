@@ -1,7 +1,8 @@
 // SoftmaxState: a partial softmax(q K) V that can be merged with others over disjoint rows.
 //
-// Laid out as value_dim + 2 floats: the sum of exp(logit - max) * v, then max, then the sum of exp(logit - max). max = -inf, sum = 0
-// is the empty state. Merging is associative up to rounding; callers merge in a fixed order so that results repeat.
+// Laid out as value_dim + 2 floats: the sum of exp(logit - max) * v, then max, then the sum of
+// exp(logit - max). max = -inf, sum = 0 is the empty state. Merging is associative up to rounding;
+// callers merge in a fixed order so that results repeat.
 #ifndef TACTIC_SRC_SOFTMAX_STATE_H_
 #define TACTIC_SRC_SOFTMAX_STATE_H_
 
@@ -12,7 +13,9 @@
 namespace tactic {
 
 // Floats from one state to the next: 64-byte aligned.
-constexpr size_t SoftmaxStateStride(int value_dim) { return (static_cast<size_t>(value_dim) + 2 + 15) / 16 * 16; }
+constexpr size_t SoftmaxStateStride(int value_dim) {
+  return (static_cast<size_t>(value_dim) + 2 + 15) / 16 * 16;
+}
 
 inline float& StateMax(float* state, int value_dim) { return state[value_dim]; }
 inline float& StateSum(float* state, int value_dim) { return state[value_dim + 1]; }
@@ -25,9 +28,11 @@ inline void ClearState(float* state, int value_dim) {
   StateSum(state, value_dim) = 0;
 }
 
-// A NaN logit may leave max at -inf, but never sum at 0: such a state is not empty and must not be dropped.
+// A NaN logit may leave max at -inf, but never sum at 0: such a state is not empty and must not be
+// dropped.
 inline bool StateEmpty(const float* state, int value_dim) {
-  return StateMax(state, value_dim) == -std::numeric_limits<float>::infinity() && StateSum(state, value_dim) == 0;
+  return StateMax(state, value_dim) == -std::numeric_limits<float>::infinity() &&
+         StateSum(state, value_dim) == 0;
 }
 
 // into += from.
@@ -39,7 +44,8 @@ inline void MergeState(const float* from, int value_dim, float* into) {
   const float scale_from = std::exp(max_from - max);
   const float scale_into = StateEmpty(into, value_dim) ? 0.0f : std::exp(max_into - max);
   for (int i = 0; i < value_dim; ++i) into[i] = into[i] * scale_into + from[i] * scale_from;
-  StateSum(into, value_dim) = StateSum(into, value_dim) * scale_into + StateSum(from, value_dim) * scale_from;
+  StateSum(into, value_dim) =
+      StateSum(into, value_dim) * scale_into + StateSum(from, value_dim) * scale_from;
   StateMax(into, value_dim) = max;
 }
 

@@ -1,10 +1,13 @@
-// Step: the plan and the buffers of one layer's decode step, which its stages fill one after the other.
+// Step: the plan and the buffers of one layer's decode step, which its stages fill one after the
+// other.
 //
-// decode.cc lays it out on one thread; then every thread runs its share of each stage (rank, budget, select, attend, combine).
-// A stage writes only what its units own and reads only what earlier stages wrote. Nothing is allocated after the layout.
+// decode.cc lays it out on one thread; then every thread runs its share of each stage (rank,
+// budget, select, attend, combine). A stage writes only what its units own and reads only what
+// earlier stages wrote. Nothing is allocated after the layout.
 #ifndef TACTIC_SRC_STEP_H_
 #define TACTIC_SRC_STEP_H_
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -15,11 +18,12 @@
 
 namespace tactic {
 
-// A consecutive share of [0, total) for one of `threads` threads.
+// The consecutive share of [0, total) that part `thread` of `threads` has.
 struct Share {
   int64_t begin;
   int64_t end;
-  Share(int64_t total, int thread, int threads) : begin(total * thread / threads), end(total * (thread + 1) / threads) {}
+  Share(int64_t total, int thread, int threads)
+      : begin(total * thread / threads), end(total * (thread + 1) / threads) {}
 };
 
 // One request and where its data lies in the step's buffers.
@@ -27,12 +31,14 @@ struct RequestPlan {
   DecodeRequest request;
   // Usable segments; none for a dense request, whose rows are all forced.
   std::span<const std::shared_ptr<const Segment>> segments;
-  int64_t clusters = 0;        // segments * slots
-  int64_t first_cluster = 0;   // of KV head 0 in sizes, q head 0 in scores and taken (scaled by heads before)
-  int64_t first_row = 0;       // of KV head 0 in rows
-  int64_t row_capacity = 0;    // rows per KV head
-  std::span<const uint32_t> forced;  // cells read whatever the query: sinks, recent, unclustered; dense: all
-  int parts = 1;               // the segments are split in this many runs, units of rank and select
+  int64_t clusters = 0;  // segments * slots
+  int64_t first_cluster =
+      0;  // of KV head 0 in sizes, q head 0 in scores and taken (scaled by heads before)
+  int64_t first_row = 0;     // of KV head 0 in rows
+  int64_t row_capacity = 0;  // rows per KV head
+  std::span<const uint32_t>
+      forced;     // cells read whatever the query: sinks, recent, unclustered; dense: all
+  int parts = 1;  // the segments are split in this many runs, units of rank and select
   bool dense() const { return segments.empty(); }
 };
 
@@ -53,7 +59,14 @@ struct Step {
   std::vector<uint32_t> counts;
   std::vector<uint32_t> rows;
   int max_parts = 1;
-  // [request][kv_head][2 * threads]: forced and selected rows of each thread, [group] states each; `used` says which were touched
+  // Rows are attended to in `chunks` even shares, which threads claim as they get to them: a slow
+  // core takes fewer. Each share has states of its own, so that who did what does not show in the
+  // result.
+  int chunks = 1;
+  std::atomic<int> next_forced = 0;
+  std::atomic<int> next_selected = 0;
+  // [request][kv_head][2 * chunks]: forced and selected rows of each chunk, [group] states each;
+  // `used` says which were touched
   std::vector<float> states;
   std::vector<uint8_t> used;
   // per thread
@@ -67,13 +80,17 @@ struct Step {
   std::vector<Scratch> scratch;
   // [request][q_head]
   std::vector<HeadReport> reports;
-  std::vector<double> own_lse;       // log-sum-exp of the head's own selection; only when measuring
-  std::vector<uint32_t> samples;     // keys read for the fit
+  std::vector<double> own_lse;    // log-sum-exp of the head's own selection; only when measuring
+  std::vector<uint32_t> samples;  // keys read for the fit
 
   int group() const { return shape.group(); }
   int num_requests() const { return static_cast<int>(requests.size()); }
-  int64_t Pair(int request, int kv_head) const { return static_cast<int64_t>(request) * shape.kv_heads + kv_head; }
-  int64_t Query(int request, int q_head) const { return static_cast<int64_t>(request) * shape.q_heads + q_head; }
+  int64_t Pair(int request, int kv_head) const {
+    return static_cast<int64_t>(request) * shape.kv_heads + kv_head;
+  }
+  int64_t Query(int request, int q_head) const {
+    return static_cast<int64_t>(request) * shape.q_heads + q_head;
+  }
 
   float* Scores(const RequestPlan& r, int q_head) {
     return scores.data() + r.first_cluster * shape.q_heads + q_head * r.clusters;
@@ -84,27 +101,38 @@ struct Step {
   uint32_t* Sizes(const RequestPlan& r, int kv_head) {
     return sizes.data() + r.first_cluster * shape.kv_heads + kv_head * r.clusters;
   }
-  uint32_t* Rows(const RequestPlan& r, int kv_head) { return rows.data() + r.first_row + kv_head * r.row_capacity; }
-  uint32_t* Counts(int request, int kv_head) { return counts.data() + Pair(request, kv_head) * max_parts; }
+  uint32_t* Rows(const RequestPlan& r, int kv_head) {
+    return rows.data() + r.first_row + kv_head * r.row_capacity;
+  }
+  uint32_t* Counts(int request, int kv_head) {
+    return counts.data() + Pair(request, kv_head) * max_parts;
+  }
 
   size_t StateStride() const { return SoftmaxStateStride(shape.value_dim); }
-  // Slot 2 * thread: forced rows; 2 * thread + 1: selected rows.
+  // Slot 2 * chunk: forced rows; 2 * chunk + 1: selected rows.
   float* States(int request, int kv_head, int slot) {
-    return states.data() + ((Pair(request, kv_head) * 2 * threads + slot) * group()) * StateStride();
+    return states.data() + ((Pair(request, kv_head) * 2 * chunks + slot) * group()) * StateStride();
   }
-  uint8_t& Used(int request, int kv_head, int slot) { return used[Pair(request, kv_head) * 2 * threads + slot]; }
+  uint8_t& Used(int request, int kv_head, int slot) {
+    return used[Pair(request, kv_head) * 2 * chunks + slot];
+  }
 
   cpu::QueryHeads Queries(const RequestPlan& r, int first_q_head, int heads) const {
-    return {r.request.q + first_q_head * r.request.q_stride, r.request.q_stride, heads, params.scale, params.softcap};
+    return {r.request.q + first_q_head * r.request.q_stride, r.request.q_stride, heads,
+            params.scale, params.softcap};
   }
   cpu::HeadRows Keys(const RequestPlan& r, int kv_head) const {
-    return {r.request.keys.Head(kv_head), r.request.keys.row_stride, r.request.keys.type, shape.head_dim};
+    return {r.request.keys.Head(kv_head), r.request.keys.row_stride, r.request.keys.type,
+            shape.head_dim};
   }
   cpu::HeadRows Values(const RequestPlan& r, int kv_head) const {
-    return {r.request.values.Head(kv_head), r.request.values.row_stride, r.request.values.type, shape.value_dim};
+    return {r.request.values.Head(kv_head), r.request.values.row_stride, r.request.values.type,
+            shape.value_dim};
   }
   // Segments of a part.
-  Share Part(const RequestPlan& r, int part) const { return {std::ssize(r.segments), part, r.parts}; }
+  Share Part(const RequestPlan& r, int part) const {
+    return {std::ssize(r.segments), part, r.parts};
+  }
 };
 
 // The stages; each runs thread `thread`'s share.

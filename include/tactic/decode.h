@@ -1,15 +1,18 @@
-// DecodeStep: one layer's attention for the new tokens of any number of sequences, as phases that the caller's threads run.
+// DecodeStep: one layer's attention for the new tokens of any number of sequences, as phases that
+// the caller's threads run.
 //
-//   step.Plan(shape, params, requests, threads)     one thread, per layer and step; no allocation once warm
-//   for phase in kRank, kBudget, kSelect, kAttend, kCombine:
+//   step.Plan(shape, params, requests, threads)     one thread, per layer and step; no allocation
+//   once warm for phase in kRank, kBudget, kSelect, kAttend, kCombine:
 //     every thread t: step.RunPhase(phase, t)       phases are separated by the caller's barrier
 //   step.stats(), step.head_reports()               what it cost
 //
-// The pipeline (../../DESIGN.md): rank scores every cluster by q . centroid and attends to the rows that are always read;
-// budget orders the clusters, fits the mass curve and finds how far each query head must read; select unites the choices of
-// a GQA group into row lists; attend computes exact softmax(q K) V over them in even shares; combine merges the states.
+// The pipeline (../../DESIGN.md): rank scores every cluster by q . centroid and attends to the rows
+// that are always read; budget orders the clusters, fits the mass curve and finds how far each
+// query head must read; select unites the choices of a GQA group into row lists; attend computes
+// exact softmax(q K) V over them in even shares; combine merges the states.
 //
-// Results are deterministic for fixed inputs, options, ISA and thread count. Bad requests are Plan's Status; the phases cannot fail.
+// Results are deterministic for fixed inputs, options, ISA and thread count. Bad requests are
+// Plan's Status; the phases cannot fail.
 #ifndef TACTIC_DECODE_H_
 #define TACTIC_DECODE_H_
 
@@ -28,18 +31,19 @@
 namespace tactic {
 
 struct DecodeParams {
-  float scale = 1;    // logits are q . k * scale
-  float softcap = 0;  // > 0: logits become softcap * tanh(logit / softcap), as in Gemma 2
+  float scale = 1;            // logits are q . k * scale
+  float softcap = 0;          // > 0: logits become softcap * tanh(logit / softcap), as in Gemma 2
   bool measure_mass = false;  // also compute the exact mass of every selection (reads every key)
 };
 
 // One new token of one sequence.
 struct DecodeRequest {
-  const float* q = nullptr;   // [q_heads][head_dim], q_stride floats from head to head
+  const float* q = nullptr;  // [q_heads][head_dim], q_stride floats from head to head
   size_t q_stride = 0;
   RowsView keys;
   RowsView values;
-  // Cell of every visible position, in order; [num_tokens]. Masked cells are not in it and are never read.
+  // Cell of every visible position, in order; [num_tokens]. Masked cells are not in it and are
+  // never read.
   std::span<const uint32_t> cells;
   // Index of the sequence; positions of `cells` are its first cells.size() positions. Null: dense.
   const SequenceIndex* index = nullptr;
@@ -56,9 +60,9 @@ struct HeadReport {
 };
 
 struct DecodeStats {
-  int64_t rows_read = 0;    // rows attended, summed over requests and KV heads
-  int64_t rows_dense = 0;   // rows dense attention would attend
-  int64_t bytes_read = 0;   // keys and values attended, centroids scored, keys sampled for the fit
+  int64_t rows_read = 0;   // rows attended, summed over requests and KV heads
+  int64_t rows_dense = 0;  // rows dense attention would attend
+  int64_t bytes_read = 0;  // keys and values attended, centroids scored, keys sampled for the fit
   int64_t bytes_dense = 0;
 };
 
@@ -72,12 +76,14 @@ class DecodeStep {
   DecodeStep(DecodeStep&&) noexcept;
   DecodeStep& operator=(DecodeStep&&) noexcept;
 
-  // Checks the requests and lays out the work for `threads` threads. Buffers grow to what the largest step needs and are kept.
-  // InvalidArgument names what is wrong with which request. The requests' memory must stay valid until the last phase ended.
+  // Checks the requests and lays out the work for `threads` threads. Buffers grow to what the
+  // largest step needs and are kept. InvalidArgument names what is wrong with which request. The
+  // requests' memory must stay valid until the last phase ended.
   Status Plan(const LayerShape& shape, const Options& options, const DecodeParams& params,
               std::span<const DecodeRequest> requests, int threads);
 
-  // Runs thread `thread`'s share of a phase. REQUIRES: a successful Plan, 0 <= thread < threads, the previous phase done by all.
+  // Runs thread `thread`'s share of a phase. REQUIRES: a successful Plan, 0 <= thread < threads,
+  // the previous phase done by all.
   void RunPhase(Phase phase, int thread);
 
   // All phases on the calling thread. REQUIRES: planned with threads == 1.
@@ -86,7 +92,8 @@ class DecodeStep {
   // Valid after kCombine.
   DecodeStats stats() const;
   std::span<const HeadReport> head_reports() const;
-  // Cells that request `request` attended for KV head `kv_head`, ascending by position; for tests and tools (allocates).
+  // Cells that request `request` attended for KV head `kv_head`, ascending by position; for tests
+  // and tools (allocates).
   std::vector<uint32_t> SelectedCells(int request, int kv_head) const;
 
   size_t WorkspaceBytes() const;

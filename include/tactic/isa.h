@@ -1,7 +1,8 @@
 // The instruction sets this build has kernels for, and which of them runs.
 //
-// The best one that the CPU supports is chosen at first use. The environment variable TACTIC_FORCE_ISA or SetIsa picks another,
-// for tests and measurements; a name that is unknown or not supported here is an error, never a silent fallback.
+// The best one that the CPU supports is chosen at first use. The environment variable
+// TACTIC_FORCE_ISA or SetIsa picks another, for tests and measurements; a name that is unknown or
+// not supported here is an error, never a silent fallback.
 #ifndef TACTIC_ISA_H_
 #define TACTIC_ISA_H_
 
@@ -22,7 +23,8 @@ const char* IsaName();
 // Chooses `name`. Not thread-safe: REQUIRES that no kernel runs at the same time.
 Status SetIsa(std::string_view name);
 
-// What TACTIC_FORCE_ISA asks for, applied at first use: OK when unset or valid. Every entry point that returns a Status checks it.
+// What TACTIC_FORCE_ISA asks for, applied at first use: OK when unset or valid. Every entry point
+// that returns a Status checks it.
 Status IsaStatus();
 
 }  // namespace tactic

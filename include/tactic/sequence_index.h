@@ -1,14 +1,16 @@
 // SequenceIndex: the clustered keys of one sequence in one layer.
 //
-// Positions 0 .. size()-1 are the sequence's tokens in order. They are clustered in segments at fixed boundaries: segment j
-// holds positions [j S, (j+1) S), the last one is closed only once `recent` newer positions exist, so what is indexed is a
-// function of the sequence alone, never of how it came about. A position that no segment covers is read exactly.
+// Positions 0 .. size()-1 are the sequence's tokens in order. They are clustered in segments at
+// fixed boundaries: segment j holds positions [j S, (j+1) S), the last one is closed only once
+// `recent` newer positions exist, so what is indexed is a function of the sequence alone, never of
+// how it came about. A position that no segment covers is read exactly.
 //
-// Segments are immutable once built and reference-counted: a Fork costs O(segments) and shares them. An index never reads or
-// keeps keys; building does, through a RowsView and the caller's cell list.
+// Segments are immutable once built and reference-counted: a Fork costs O(segments) and shares
+// them. An index never reads or keeps keys; building does, through a RowsView and the caller's cell
+// list.
 //
-// Thread safety: const methods may run concurrently; Build units of one plan may run concurrently with each other; everything
-// else needs exclusive access.
+// Thread safety: const methods may run concurrently; Build units of one plan may run concurrently
+// with each other; everything else needs exclusive access.
 #ifndef TACTIC_SEQUENCE_INDEX_H_
 #define TACTIC_SEQUENCE_INDEX_H_
 
@@ -38,22 +40,23 @@ class SequenceIndex {
   void Append(int64_t n);
   // Keeps the first `n` positions. OutOfRange unless 0 <= n <= size().
   Status Truncate(int64_t n);
-  // Removes positions [begin, end); later ones move down. Every segment from `begin` on is dropped. OutOfRange unless
-  // 0 <= begin <= end <= size().
+  // Removes positions [begin, end); later ones move down. Every segment from `begin` on is dropped.
+  // OutOfRange unless 0 <= begin <= end <= size().
   Status RemoveRange(int64_t begin, int64_t end);
-  // The engine rewrote the keys of positions [begin, end): drops the segments that hold them. OutOfRange as RemoveRange.
+  // The engine rewrote the keys of positions [begin, end): drops the segments that hold them.
+  // OutOfRange as RemoveRange.
   Status Invalidate(int64_t begin, int64_t end);
   // A second sequence with the same history; segments are shared.
   SequenceIndex Fork() const { return *this; }
 
   // --- building: PlanBuild, then every unit once, on any threads ---
 
-  // Lays out the segments that are due and returns the number of independent units of clustering that fill them; 0 when the
-  // index is up to date. The segments appear in segments() at once but may be read only after all units ran. What an
-  // aborted step left unfilled is planned again.
+  // Lays out the segments that are due and returns the number of independent units of clustering
+  // that fill them; 0 when the index is up to date. The segments appear in segments() at once but
+  // may be read only after all units ran. What an aborted step left unfilled is planned again.
   int PlanBuild();
-  // Clusters unit `unit` of the plan. `cells[p]` is the cell of position p; REQUIRES cells.size() >= size(), keys readable at
-  // these cells, and units 0 .. PlanBuild()-1 each run exactly once.
+  // Clusters unit `unit` of the plan. `cells[p]` is the cell of position p; REQUIRES cells.size()
+  // >= size(), keys readable at these cells, and units 0 .. PlanBuild()-1 each run exactly once.
   void BuildUnit(int unit, const RowsView& keys, std::span<const uint32_t> cells);
 
   // --- reading ---
@@ -62,7 +65,8 @@ class SequenceIndex {
   std::span<const std::shared_ptr<const Segment>> segments() const { return segments_; }
   // Segments of this index that a token with `num_tokens` visible positions may use: [0, result).
   int UsableSegments(int64_t num_tokens) const;
-  // Clusters that a segment has room for, per KV head: ids of a query's clusters are segment * slots() + cluster.
+  // Clusters that a segment has room for, per KV head: ids of a query's clusters are segment *
+  // slots() + cluster.
   int slots() const { return slots_; }
 
   const LayerShape& shape() const { return shape_; }

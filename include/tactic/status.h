@@ -1,8 +1,8 @@
 // Status: the outcome of a call that its caller can get wrong.
 //
-// Every fallible function of the library returns a Status whose message is one sentence that names the argument, the value
-// it had and what was expected. Nothing throws across the library boundary. A Status owns its message; copies are cheap when
-// it is OK. Thread-compatible.
+// Every fallible function of the library returns a Status whose message is one sentence that names
+// the argument, the value it had and what was expected. Nothing throws across the library boundary.
+// A Status owns its message; copies are cheap when it is OK. Thread-compatible.
 #ifndef TACTIC_STATUS_H_
 #define TACTIC_STATUS_H_
 
@@ -27,7 +27,9 @@ class [[nodiscard]] Status {
   Status(StatusCode code, std::string message) : code_(code), message_(std::move(message)) {}
 
   static Status Ok() { return Status(); }
-  static Status InvalidArgument(std::string m) { return {StatusCode::kInvalidArgument, std::move(m)}; }
+  static Status InvalidArgument(std::string m) {
+    return {StatusCode::kInvalidArgument, std::move(m)};
+  }
   static Status OutOfRange(std::string m) { return {StatusCode::kOutOfRange, std::move(m)}; }
   static Status Unsupported(std::string m) { return {StatusCode::kUnsupported, std::move(m)}; }
   static Status NotFound(std::string m) { return {StatusCode::kNotFound, std::move(m)}; }
@@ -48,10 +50,10 @@ class [[nodiscard]] Status {
 }  // namespace tactic
 
 // Returns from the enclosing function when `expr` is a Status that is not OK.
-#define TACTIC_RETURN_IF_ERROR(expr)                  \
-  do {                                                \
-    ::tactic::Status tactic_status = (expr);          \
-    if (!tactic_status.ok()) return tactic_status;    \
+#define TACTIC_RETURN_IF_ERROR(expr)               \
+  do {                                             \
+    ::tactic::Status tactic_status = (expr);       \
+    if (!tactic_status.ok()) return tactic_status; \
   } while (false)
 
 #endif  // TACTIC_STATUS_H_

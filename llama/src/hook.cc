@@ -289,9 +289,18 @@ class Hook::Impl {
       ++batch_.stats().nodes_stock;
       return;
     }
-    for (int i = 0; i < kPhasesBefore; ++i) calls->calls[i].op.Rewrite(before_[i]);
-    calls->calls[1 + static_cast<int>(Phase::kAttend)].op.Rewrite(pending_node_);
-    calls->calls[1 + static_cast<int>(Phase::kCombine)].op.Rewrite(node);
+    const auto call = [&](Phase phase) -> const CustomOp& {
+      return calls->calls[1 + static_cast<int>(phase)].op;
+    };
+    if (options_.policy == Policy::kDense) {  // all rows are forced: one phase attends to them, and
+                                              // two have nothing to do
+      calls->calls[0].op.Rewrite(before_[kPhasesBefore - 1]);
+      call(Phase::kRank).Rewrite(pending_node_);
+    } else {
+      for (int i = 0; i < kPhasesBefore; ++i) calls->calls[i].op.Rewrite(before_[i]);
+      call(Phase::kAttend).Rewrite(pending_node_);
+    }
+    call(Phase::kCombine).Rewrite(node);
     ++batch_.stats().nodes_ours;
   }
 

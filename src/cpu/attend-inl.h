@@ -18,22 +18,28 @@ namespace tactic::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Vectors of the value that stay in registers over a block: four per head, 16 accumulators for four heads.
+// Vectors of the value that stay in registers over a block: four per head, 16 accumulators for four
+// heads.
 constexpr size_t kColumnVectors = 4;
 
-// Columns [x, x + kVectors * lanes) of: state_g += sum_i weights[g][i] * value(cells[i]).
+// Columns [x, x + kVectors * lanes) of: state_g += sum_i weights[g][i] * value(cells[i]). `left` >=
+// n cells follow in the list.
 template <ElementType kType, int kHeads, size_t kVectors, class D>
 HWY_INLINE void AddColumns(D d, const float* HWY_RESTRICT weights, const HeadRows& values,
-                           const uint32_t* HWY_RESTRICT cells, size_t n, size_t x, float* HWY_RESTRICT states,
-                           size_t state_stride) {
+                           const uint32_t* HWY_RESTRICT cells, size_t n, size_t left, size_t x,
+                           float* HWY_RESTRICT states, size_t state_stride) {
   using V = hn::Vec<D>;
   const size_t lanes = hn::Lanes(d);
+  const size_t row_bytes = RowBytes(kType, static_cast<size_t>(values.dim));
   V sum[kHeads][kVectors];
   for (int g = 0; g < kHeads; ++g) {
-    for (size_t c = 0; c < kVectors; ++c) sum[g][c] = hn::LoadU(d, states + g * state_stride + x + c * lanes);
+    for (size_t c = 0; c < kVectors; ++c)
+      sum[g][c] = hn::LoadU(d, states + g * state_stride + x + c * lanes);
   }
   for (size_t i = 0; i < n; ++i) {
     const uint8_t* row = values.data + cells[i] * values.stride;
+    if (x == 0 && i + kRowsAhead < left)
+      PrefetchRow(values.data + cells[i + kRowsAhead] * values.stride, row_bytes);
     V w[kHeads];
     for (int g = 0; g < kHeads; ++g) w[g] = hn::Set(d, weights[g * kBlock + i]);
     for (size_t c = 0; c < kVectors; ++c) {
@@ -42,37 +48,43 @@ HWY_INLINE void AddColumns(D d, const float* HWY_RESTRICT weights, const HeadRow
     }
   }
   for (int g = 0; g < kHeads; ++g) {
-    for (size_t c = 0; c < kVectors; ++c) hn::StoreU(sum[g][c], d, states + g * state_stride + x + c * lanes);
+    for (size_t c = 0; c < kVectors; ++c)
+      hn::StoreU(sum[g][c], d, states + g * state_stride + x + c * lanes);
   }
 }
 
 template <ElementType kType, int kHeads, class D>
 HWY_INLINE void AddValues(D d, const float* HWY_RESTRICT weights, const HeadRows& values,
-                          const uint32_t* HWY_RESTRICT cells, size_t n, float* HWY_RESTRICT states,
-                          size_t state_stride) {
+                          const uint32_t* HWY_RESTRICT cells, size_t n, size_t left,
+                          float* HWY_RESTRICT states, size_t state_stride) {
   const size_t dim = static_cast<size_t>(values.dim);
   const size_t step = kColumnVectors * hn::Lanes(d);
   size_t x = 0;
   for (; x + step <= dim; x += step) {
-    AddColumns<kType, kHeads, kColumnVectors>(d, weights, values, cells, n, x, states, state_stride);
+    AddColumns<kType, kHeads, kColumnVectors>(d, weights, values, cells, n, left, x, states,
+                                              state_stride);
   }
   for (; x < dim; x += hn::Lanes(d)) {
-    AddColumns<kType, kHeads, 1>(d, weights, values, cells, n, x, states, state_stride);
+    AddColumns<kType, kHeads, 1>(d, weights, values, cells, n, left, x, states, state_stride);
   }
 }
 
-// Turns a block's logits into weights relative to the state's running maximum, which is raised first where needed.
-HWY_INLINE void Normalise(float* HWY_RESTRICT scores, size_t n, int value_dim, float* HWY_RESTRICT state) {
+// Turns a block's logits into weights relative to the state's running maximum, which is raised
+// first where needed.
+HWY_INLINE void Normalise(float* HWY_RESTRICT scores, size_t n, int value_dim,
+                          float* HWY_RESTRICT state) {
   const WideTag d;
   const size_t lanes = hn::Lanes(d);
   const float kInf = std::numeric_limits<float>::infinity();
   for (size_t i = n; i % lanes != 0; ++i) scores[i] = -kInf;
   auto max_v = hn::Set(d, -kInf);
-  auto nan_v = hn::Zero(d);  // becomes NaN once any logit is NaN or infinite: maxima alone would hide a NaN
+  auto nan_v =
+      hn::Zero(d);  // becomes NaN once any logit is NaN or infinite: maxima alone would hide a NaN
   for (size_t i = 0; i < n; i += lanes) {
     const auto s = hn::LoadU(d, scores + i);
     max_v = hn::Max(max_v, s);
-    nan_v = hn::Add(nan_v, hn::Mul(hn::Zero(d), hn::IfThenZeroElse(hn::Eq(s, hn::Set(d, -kInf)), s)));
+    nan_v =
+        hn::Add(nan_v, hn::Mul(hn::Zero(d), hn::IfThenZeroElse(hn::Eq(s, hn::Set(d, -kInf)), s)));
   }
   const float block_max = hn::GetLane(hn::MaxOfLanes(d, max_v));
   const float poison = hn::GetLane(hn::SumOfLanes(d, nan_v));
@@ -97,15 +109,12 @@ HWY_INLINE void Normalise(float* HWY_RESTRICT scores, size_t n, int value_dim, f
   StateSum(state, value_dim) += hn::GetLane(hn::SumOfLanes(d, sum_v)) + poison;
 }
 
-HWY_ATTR void AttendRows(const QueryHeads& query, const HeadRows& keys, const HeadRows& values, const uint32_t* cells,
-                         size_t n, float* states, size_t state_stride) {
+HWY_ATTR void AttendRows(const QueryHeads& query, const HeadRows& keys, const HeadRows& values,
+                         const uint32_t* cells, size_t n, float* states, size_t state_stride) {
   HWY_ALIGN float scores[LayerShape::kMaxGroup * kBlock];
-  const size_t value_bytes = RowBytes(values.type, static_cast<size_t>(values.dim));
   for (size_t begin = 0; begin < n; begin += kBlock) {
     const size_t rows = std::min(kBlock, n - begin);
     const uint32_t* block = cells + begin;
-    // The block's values are needed right after its keys: ask for them now, so that both streams are under way.
-    for (size_t i = 0; i < rows; ++i) PrefetchRow(values.data + block[i] * values.stride, value_bytes);
     ScoreBlock(query, keys, block, rows, n - begin, scores);
     for (int g = 0; g < query.heads; ++g) {
       Normalise(scores + g * kBlock, rows, values.dim, states + g * state_stride);
@@ -118,16 +127,16 @@ HWY_ATTR void AttendRows(const QueryHeads& query, const HeadRows& keys, const He
           float* out = states + g * state_stride;
           switch (std::min(kHeadsPerLoad, query.heads - g)) {
             case 4:
-              AddValues<kType, 4>(d, weights, values, block, rows, out, state_stride);
+              AddValues<kType, 4>(d, weights, values, block, rows, n - begin, out, state_stride);
               break;
             case 3:
-              AddValues<kType, 3>(d, weights, values, block, rows, out, state_stride);
+              AddValues<kType, 3>(d, weights, values, block, rows, n - begin, out, state_stride);
               break;
             case 2:
-              AddValues<kType, 2>(d, weights, values, block, rows, out, state_stride);
+              AddValues<kType, 2>(d, weights, values, block, rows, n - begin, out, state_stride);
               break;
             default:
-              AddValues<kType, 1>(d, weights, values, block, rows, out, state_stride);
+              AddValues<kType, 1>(d, weights, values, block, rows, n - begin, out, state_stride);
           }
         }
       });
@@ -135,8 +144,8 @@ HWY_ATTR void AttendRows(const QueryHeads& query, const HeadRows& keys, const He
   }
 }
 
-HWY_ATTR void ScoreRows(const QueryHeads& query, const HeadRows& keys, const uint32_t* cells, size_t n, float* scores,
-                        size_t score_stride) {
+HWY_ATTR void ScoreRows(const QueryHeads& query, const HeadRows& keys, const uint32_t* cells,
+                        size_t n, float* scores, size_t score_stride) {
   HWY_ALIGN float block[LayerShape::kMaxGroup * kBlock];
   for (size_t begin = 0; begin < n; begin += kBlock) {
     const size_t rows = std::min(kBlock, n - begin);
@@ -152,7 +161,8 @@ HWY_ATTR void ExpShifted(float* x, size_t n, float shift) {
   const size_t lanes = hn::Lanes(d);
   const auto vs = hn::Set(d, shift);
   size_t i = 0;
-  for (; i + lanes <= n; i += lanes) hn::StoreU(hn::Exp(d, hn::Sub(hn::LoadU(d, x + i), vs)), d, x + i);
+  for (; i + lanes <= n; i += lanes)
+    hn::StoreU(hn::Exp(d, hn::Sub(hn::LoadU(d, x + i), vs)), d, x + i);
   if (i == n) return;
   HWY_ALIGN float tail[hn::MaxLanes(WideTag())] = {};
   std::memcpy(tail, x + i, (n - i) * sizeof(float));

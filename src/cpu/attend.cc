@@ -12,13 +12,13 @@ HWY_EXPORT(AttendRows);
 HWY_EXPORT(ScoreRows);
 HWY_EXPORT(ExpShifted);
 
-void AttendRows(const QueryHeads& query, const HeadRows& keys, const HeadRows& values, const uint32_t* cells, size_t n,
-                float* states, size_t state_stride) {
+void AttendRows(const QueryHeads& query, const HeadRows& keys, const HeadRows& values,
+                const uint32_t* cells, size_t n, float* states, size_t state_stride) {
   HWY_DYNAMIC_DISPATCH(AttendRows)(query, keys, values, cells, n, states, state_stride);
 }
 
-void ScoreRows(const QueryHeads& query, const HeadRows& keys, const uint32_t* cells, size_t n, float* scores,
-               size_t score_stride) {
+void ScoreRows(const QueryHeads& query, const HeadRows& keys, const uint32_t* cells, size_t n,
+               float* scores, size_t score_stride) {
   HWY_DYNAMIC_DISPATCH(ScoreRows)(query, keys, cells, n, scores, score_stride);
 }
 

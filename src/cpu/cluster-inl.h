@@ -34,10 +34,13 @@ HWY_ATTR void LoadRows(const HeadRows& rows, const uint32_t* cells, size_t n, fl
 // Keys per pass over the centroids: eight independent sums hide the latency of fused multiply-adds.
 constexpr size_t kKeysPerPass = 8;
 
-// labels of kKeys keys. Maximises x . c - |c|^2 / 2, which is minimal distance without computing |x|^2.
+// labels of kKeys keys. Maximises x . c - |c|^2 / 2, which is minimal distance without computing
+// |x|^2.
 template <size_t kKeys>
-HWY_INLINE void AssignBlock(const float* HWY_RESTRICT x, size_t dim, const float* HWY_RESTRICT centroids,
-                            const float* HWY_RESTRICT half_norms, size_t padded, uint16_t* HWY_RESTRICT labels) {
+HWY_INLINE void AssignBlock(const float* HWY_RESTRICT x, size_t dim,
+                            const float* HWY_RESTRICT centroids,
+                            const float* HWY_RESTRICT half_norms, size_t padded,
+                            uint16_t* HWY_RESTRICT labels) {
   const hn::CappedTag<float, kCentroidLanes> d;
   const hn::RebindToSigned<decltype(d)> di;
   using V = hn::Vec<decltype(d)>;
@@ -54,7 +57,8 @@ HWY_INLINE void AssignBlock(const float* HWY_RESTRICT x, size_t dim, const float
     for (size_t k = 0; k < kKeys; ++k) sum[k] = hn::Neg(norm);
     for (size_t i = 0; i < dim; ++i) {
       const V column = hn::LoadU(d, centroids + i * padded + c);
-      for (size_t k = 0; k < kKeys; ++k) sum[k] = hn::MulAdd(column, hn::Set(d, x[k * dim + i]), sum[k]);
+      for (size_t k = 0; k < kKeys; ++k)
+        sum[k] = hn::MulAdd(column, hn::Set(d, x[k * dim + i]), sum[k]);
     }
     const auto at = hn::Iota(di, static_cast<int32_t>(c));
     for (size_t k = 0; k < kKeys; ++k) {
@@ -76,20 +80,23 @@ HWY_INLINE void AssignBlock(const float* HWY_RESTRICT x, size_t dim, const float
   }
 }
 
-HWY_ATTR void AssignNearest(const float* x, size_t n, int dim, const float* centroids, const float* half_norms,
-                            int padded, uint16_t* labels) {
+HWY_ATTR void AssignNearest(const float* x, size_t n, int dim, const float* centroids,
+                            const float* half_norms, int padded, uint16_t* labels) {
   const size_t width = static_cast<size_t>(dim);
   size_t i = 0;
   for (; i + kKeysPerPass <= n; i += kKeysPerPass) {
-    AssignBlock<kKeysPerPass>(x + i * width, width, centroids, half_norms, static_cast<size_t>(padded), labels + i);
+    AssignBlock<kKeysPerPass>(x + i * width, width, centroids, half_norms,
+                              static_cast<size_t>(padded), labels + i);
   }
   for (; i < n; ++i) {
-    AssignBlock<1>(x + i * width, width, centroids, half_norms, static_cast<size_t>(padded), labels + i);
+    AssignBlock<1>(x + i * width, width, centroids, half_norms, static_cast<size_t>(padded),
+                   labels + i);
   }
 }
 
-// Scores of kHeads query heads against kCentroidLanes centroids at a time. Dimensions are taken two by two into separate sums:
-// with few heads a single chain per head would wait for the latency of every multiply-add.
+// Scores of kHeads query heads against kCentroidLanes centroids at a time. Dimensions are taken two
+// by two into separate sums: with few heads a single chain per head would wait for the latency of
+// every multiply-add.
 template <int kHeads>
 HWY_INLINE void ScoreCentroidColumns(const QueryHeads& query, int first, size_t dim,
                                      const hwy::float16_t* HWY_RESTRICT centroids, size_t padded,
@@ -112,13 +119,14 @@ HWY_INLINE void ScoreCentroidColumns(const QueryHeads& query, int first, size_t 
       }
     }
     for (int g = 0; g < kHeads; ++g) {
-      hn::StoreU(hn::Mul(scale, hn::Add(even[g], odd[g])), d, scores + (first + g) * score_stride + c);
+      hn::StoreU(hn::Mul(scale, hn::Add(even[g], odd[g])), d,
+                 scores + (first + g) * score_stride + c);
     }
   }
 }
 
-HWY_ATTR void ScoreCentroids(const QueryHeads& query, int dim, const uint16_t* centroids, int padded, float* scores,
-                             size_t score_stride) {
+HWY_ATTR void ScoreCentroids(const QueryHeads& query, int dim, const uint16_t* centroids,
+                             int padded, float* scores, size_t score_stride) {
   const auto* c = reinterpret_cast<const hwy::float16_t*>(centroids);
   const size_t width = static_cast<size_t>(dim);
   const size_t columns = static_cast<size_t>(padded);

@@ -16,13 +16,13 @@ void LoadRows(const HeadRows& rows, const uint32_t* cells, size_t n, float* out)
   HWY_DYNAMIC_DISPATCH(LoadRows)(rows, cells, n, out);
 }
 
-void AssignNearest(const float* x, size_t n, int dim, const float* centroids, const float* half_norms, int padded,
-                   uint16_t* labels) {
+void AssignNearest(const float* x, size_t n, int dim, const float* centroids,
+                   const float* half_norms, int padded, uint16_t* labels) {
   HWY_DYNAMIC_DISPATCH(AssignNearest)(x, n, dim, centroids, half_norms, padded, labels);
 }
 
-void ScoreCentroids(const QueryHeads& query, int dim, const uint16_t* centroids, int padded, float* scores,
-                    size_t score_stride) {
+void ScoreCentroids(const QueryHeads& query, int dim, const uint16_t* centroids, int padded,
+                    float* scores, size_t score_stride) {
   HWY_DYNAMIC_DISPATCH(ScoreCentroids)(query, dim, centroids, padded, scores, score_stride);
 }
 

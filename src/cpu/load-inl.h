@@ -19,13 +19,14 @@ namespace tactic::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The widest vectors in use. 16 lanes at most: a quantised block holds two of them. Rows whose length is a multiple of 8 but not
-// of 16 use the narrow tag, so that no kernel needs a tail.
+// The widest vectors in use. 16 lanes at most: a quantised block holds two of them. Rows whose
+// length is a multiple of 8 but not of 16 use the narrow tag, so that no kernel needs a tail.
 using WideTag = hn::CappedTag<float, 16>;
 using NarrowTag = hn::CappedTag<float, 8>;
 
-// f16 to f32. Highway emulates the conversion where the CPU has none, as if the largest exponent were an ordinary one: infinities
-// and NaN come out as 65,536 and more, which no finite half reaches. They get their exponent back.
+// f16 to f32. Highway emulates the conversion where the CPU has none, as if the largest exponent
+// were an ordinary one: infinities and NaN come out as 65,536 and more, which no finite half
+// reaches. They get their exponent back.
 template <class D>
 HWY_INLINE hn::Vec<D> PromoteHalf(D d, hn::Vec<hn::Rebind<hwy::float16_t, D>> half) {
   const auto v = hn::PromoteTo(d, half);
@@ -60,7 +61,8 @@ HWY_INLINE hn::Vec<D> LoadElements(D d, const uint8_t* HWY_RESTRICT row, size_t 
     const auto scale = PromoteHalf(d, hn::BitCast(dh, hn::Set(du16, scale_bits)));
     if constexpr (kType == ElementType::kQ8_0) {
       const hn::Rebind<int8_t, D> di8;
-      const auto q = hn::PromoteTo(di, hn::LoadU(di8, reinterpret_cast<const int8_t*>(block + 2) + within));
+      const auto q =
+          hn::PromoteTo(di, hn::LoadU(di8, reinterpret_cast<const int8_t*>(block + 2) + within));
       return hn::Mul(scale, hn::ConvertTo(d, q));
     } else {
       const hn::Rebind<uint8_t, D> du8;

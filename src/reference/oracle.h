@@ -1,7 +1,9 @@
-// The specification: one decode step of the paper's algorithm for one query head, top to bottom, in scalar double precision.
+// The specification: one decode step of the paper's algorithm for one query head, top to bottom, in
+// scalar double precision.
 //
-// Nothing here is fast and nothing is shared with the kernels it judges, not even the curve fit. Section numbers are those of
-// arXiv 2502.12216. Positions are the tokens of one sequence, counted from 0; keys and values are plain vectors.
+// Nothing here is fast and nothing is shared with the kernels it judges, not even the curve fit.
+// Section numbers are those of arXiv 2502.12216. Positions are the tokens of one sequence, counted
+// from 0; keys and values are plain vectors.
 #ifndef TACTIC_SRC_REFERENCE_ORACLE_H_
 #define TACTIC_SRC_REFERENCE_ORACLE_H_
 
@@ -21,7 +23,9 @@ using Row = std::vector<double>;
 using Rows = std::vector<Row>;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-inline double Dot(const Row& a, const Row& b) { return std::inner_product(a.begin(), a.end(), b.begin(), 0.0); }
+inline double Dot(const Row& a, const Row& b) {
+  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+}
 
 // Attention logit: q . k * scale, softly capped where the model asks for it.
 inline double Logit(const Row& q, const Row& k, double scale, double softcap) {
@@ -29,15 +33,16 @@ inline double Logit(const Row& q, const Row& k, double scale, double softcap) {
   return softcap > 0 ? softcap * std::tanh(x / softcap) : x;
 }
 
-// ---- Attention (section 4.6) -------------------------------------------------------------------------------------------
+// ---- Attention (section 4.6)
+// -------------------------------------------------------------------------------------------
 
 struct Attention {
-  Row out;           // softmax(q K) V over the rows
+  Row out;             // softmax(q K) V over the rows
   double lse = -kInf;  // log of the sum of exp(logit)
 };
 
-inline Attention Attend(const Row& q, const Rows& keys, const Rows& values, const std::vector<int64_t>& rows, double scale,
-                        double softcap) {
+inline Attention Attend(const Row& q, const Rows& keys, const Rows& values,
+                        const std::vector<int64_t>& rows, double scale, double softcap) {
   Attention result;
   if (rows.empty()) return result;
   double max = -kInf;
@@ -54,17 +59,18 @@ inline Attention Attend(const Row& q, const Rows& keys, const Rows& values, cons
   return result;
 }
 
-// ---- Index: K-means (section 4.2) ------------------------------------------------------------------------------------
+// ---- Index: K-means (section 4.2)
+// ------------------------------------------------------------------------------------
 
 struct Cluster {
   Row centroid;
   std::vector<int64_t> members;  // positions, ascending
 };
 
-// Clusters the keys of positions [first, end), starting from the keys at first + initial[c]. Ties go to the lower number; an
-// emptied cluster keeps its centroid and is dropped at the end.
-inline std::vector<Cluster> KMeans(const Rows& keys, int64_t first, int64_t end, const std::vector<uint32_t>& initial,
-                                   int iterations) {
+// Clusters the keys of positions [first, end), starting from the keys at first + initial[c]. Ties
+// go to the lower number; an emptied cluster keeps its centroid and is dropped at the end.
+inline std::vector<Cluster> KMeans(const Rows& keys, int64_t first, int64_t end,
+                                   const std::vector<uint32_t>& initial, int iterations) {
   std::vector<Cluster> clusters(initial.size());
   for (size_t c = 0; c < initial.size(); ++c) clusters[c].centroid = keys[first + initial[c]];
   std::vector<size_t> label;
@@ -76,7 +82,8 @@ inline std::vector<Cluster> KMeans(const Rows& keys, int64_t first, int64_t end,
       for (size_t c = 0; c < clusters.size(); ++c) {
         double distance = 0;
         for (size_t i = 0; i < keys[p].size(); ++i) {
-          distance += (keys[p][i] - clusters[c].centroid[i]) * (keys[p][i] - clusters[c].centroid[i]);
+          distance +=
+              (keys[p][i] - clusters[c].centroid[i]) * (keys[p][i] - clusters[c].centroid[i]);
         }
         if (distance < nearest_distance) {
           nearest = c;
@@ -102,40 +109,48 @@ inline std::vector<Cluster> KMeans(const Rows& keys, int64_t first, int64_t end,
   return clusters;
 }
 
-// ---- Order (section 4.3) ---------------------------------------------------------------------------------------------
+// ---- Order (section 4.3)
+// ---------------------------------------------------------------------------------------------
 
-// All members of all clusters: clusters by descending q . centroid (ties: as listed), members by position.
+// All members of all clusters: clusters by descending q . centroid (ties: as listed), members by
+// position.
 inline std::vector<int64_t> Order(const Row& q, const std::vector<Cluster>& clusters) {
   std::vector<double> score;
   for (const Cluster& cluster : clusters) score.push_back(Dot(q, cluster.centroid));
   std::vector<size_t> by_score(clusters.size());
   std::iota(by_score.begin(), by_score.end(), size_t{0});
-  std::stable_sort(by_score.begin(), by_score.end(), [&](size_t a, size_t b) { return score[a] > score[b]; });
+  std::stable_sort(by_score.begin(), by_score.end(),
+                   [&](size_t a, size_t b) { return score[a] > score[b]; });
   std::vector<int64_t> order;
-  for (size_t c : by_score) order.insert(order.end(), clusters[c].members.begin(), clusters[c].members.end());
+  for (size_t c : by_score)
+    order.insert(order.end(), clusters[c].members.begin(), clusters[c].members.end());
   return order;
 }
 
-// ---- Mass curve and budget (section 4.4) -----------------------------------------------------------------------------
+// ---- Mass curve and budget (section 4.4)
+// -----------------------------------------------------------------------------
 
 struct Budget {
   int64_t ranks = 0;  // k: how much of the order is read
   double a = 0;       // y(x) = a / x + b after the head
   double b = 0;
-  double total = 0;   // estimated mass, in units of exp(max)
+  double total = 0;  // estimated mass, in units of exp(max)
 };
 
 // `forced` are the positions that are read anyway; their mass counts.
 inline Budget PaperBudget(const Row& q, const Rows& keys, const std::vector<int64_t>& order,
-                          const std::vector<int64_t>& forced, const Options& options, double scale, double softcap) {
+                          const std::vector<int64_t>& forced, const Options& options, double scale,
+                          double softcap) {
   Budget result;
   const auto n = static_cast<int64_t>(order.size());
   if (options.target >= 1 || n < 32) {  // a curve needs four windows' worth of ranks
     result.ranks = n;
     return result;
   }
-  const auto head = std::clamp<int64_t>(static_cast<int64_t>(std::ceil(options.head_share * n)), 1, n);
-  const auto width = std::min(n, std::max<int64_t>(8, static_cast<int64_t>(options.window_share * n)));
+  const auto head =
+      std::clamp<int64_t>(static_cast<int64_t>(std::ceil(options.head_share * n)), 1, n);
+  const auto width =
+      std::min(n, std::max<int64_t>(8, static_cast<int64_t>(options.window_share * n)));
   const auto window_begin = [&](double at) {
     return std::clamp<int64_t>(static_cast<int64_t>(at * n) - width / 2, 0, n - width);
   };
@@ -147,7 +162,8 @@ inline Budget PaperBudget(const Row& q, const Rows& keys, const std::vector<int6
   double max = -kInf;
   for (int64_t p : forced) max = std::max(max, logit(p));
   for (int64_t x = 0; x < head; ++x) max = std::max(max, logit(order[x]));
-  for (int64_t i = 0; i < width; ++i) max = std::max({max, logit(order[near + i]), logit(order[far + i])});
+  for (int64_t i = 0; i < width; ++i)
+    max = std::max({max, logit(order[near + i]), logit(order[far + i])});
 
   double forced_mass = 0;
   for (int64_t p : forced) forced_mass += std::exp(logit(p) - max);
@@ -173,17 +189,21 @@ inline Budget PaperBudget(const Row& q, const Rows& keys, const std::vector<int6
     result.a = y_near / inverse_near;
   }
   for (int64_t x = head + 1; x <= n; ++x) {
-    mass[x] = mass[head] + result.a * std::log(static_cast<double>(x) / head) + result.b * (x - head);
+    mass[x] =
+        mass[head] + result.a * std::log(static_cast<double>(x) / head) + result.b * (x - head);
   }
   result.total = forced_mass + mass[n];
-  while (result.ranks < n && forced_mass + mass[result.ranks] < options.target * result.total) ++result.ranks;
+  while (result.ranks < n && forced_mass + mass[result.ranks] < options.target * result.total)
+    ++result.ranks;
   return result;
 }
 
-// ---- GQA (section 4.5) -----------------------------------------------------------------------------------------------
+// ---- GQA (section 4.5)
+// -----------------------------------------------------------------------------------------------
 
 // Positions one query head reads: the prefix of its order and the forced ones, ascending.
-inline std::vector<int64_t> HeadRows(const std::vector<int64_t>& order, int64_t ranks, const std::vector<int64_t>& forced) {
+inline std::vector<int64_t> HeadRows(const std::vector<int64_t>& order, int64_t ranks,
+                                     const std::vector<int64_t>& forced) {
   std::vector<int64_t> rows(order.begin(), order.begin() + ranks);
   rows.insert(rows.end(), forced.begin(), forced.end());
   std::sort(rows.begin(), rows.end());
