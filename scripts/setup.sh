@@ -22,7 +22,6 @@ source scripts/lib.sh
 readonly venv=.venv
 readonly model=SmolLM2-135M-Instruct.Q4_1.gguf
 readonly min_cmake=3.25
-readonly llama_cmake_args=-DLLAVA_BUILD=OFF  # no image input: saves a sixth of the build
 readonly llama_core_seconds=540              # measured: 4.5 minutes on 2 cores
 
 # ---- system packages ---------------------------------------------------------------------------
@@ -132,12 +131,38 @@ native_target() {
   uname -m
 }
 
+# How llama.cpp is compiled: for this CPU, and without image input, which saves a sixth of the build.
+# ggml 0.20's AMX kernels die here (SIGILL at their first tilezero, or a general protection fault), and
+# its GGML_NATIVE always compiles them where the CPU has AMX. There, everything else that the CPU has
+# is named instead.
+llama_cmake_args() {
+  local flag option
+  printf %s -DLLAVA_BUILD=OFF
+  grep -qw amx_tile /proc/cpuinfo 2>/dev/null || return 0
+  printf %s ' -DGGML_NATIVE=OFF'
+  while read -r flag option; do
+    if grep -qw "$flag" /proc/cpuinfo; then printf %s " -DGGML_$option=ON"; fi
+  done <<'FLAGS'
+sse4_2 SSE42
+avx AVX
+avx2 AVX2
+avx_vnni AVX_VNNI
+bmi2 BMI2
+f16c F16C
+fma FMA
+avx512f AVX512
+avx512vbmi AVX512_VBMI
+avx512_vnni AVX512_VNNI
+avx512_bf16 AVX512_BF16
+FLAGS
+}
+
 # Changes whenever .venv has to be made anew.
 venv_key() {
   {
     pwd
     cat requirements.txt requirements-model.txt
-    echo "$llama_cmake_args"
+    llama_cmake_args
     native_target
     "$venv/bin/python" -c 'import sys; print(sys.version)' 2>/dev/null || echo "no python"
   } | sha256sum | cut -c 1-16
@@ -176,13 +201,16 @@ make_venv() {
     say "Using the llama.cpp installed in $prefix"
   else
     # A cache of its own for this kind of CPU: a wheel built for another one may crash here.
-    wheel_cache=${XDG_CACHE_HOME:-$HOME/.cache}/tactic/pip-$(native_target | sha256sum | cut -c 1-12)
+    wheel_cache=${XDG_CACHE_HOME:-$HOME/.cache}/tactic/pip-$({
+      native_target
+      llama_cmake_args
+    } | sha256sum | cut -c 1-12)
     if [[ -z $(find "$wheel_cache" -name 'llama_cpp_python-*.whl' 2>/dev/null) ]]; then
       minutes=$(((llama_core_seconds / $(nproc) + 59) / 60))
       say "Next is llama.cpp, compiled for this CPU: about $minutes min here, once."
     fi
     run_logged "Installing llama.cpp" build/logs/llama.log \
-      env CMAKE_ARGS="$llama_cmake_args" PIP_CACHE_DIR="$wheel_cache" \
+      env CMAKE_ARGS="$(llama_cmake_args)" PIP_CACHE_DIR="$wheel_cache" \
       "$venv/bin/python" -m pip install -v -r requirements.txt
     prefix=$site
   fi
