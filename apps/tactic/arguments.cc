@@ -41,30 +41,30 @@ Status ResolveKvTypes(const ModelArgs& args, ggml_type* type_k, ggml_type* type_
 void AddModelArgs(CLI::App* app, ModelArgs* args) {
   app->add_option("-m,--model", args->model,
                   "GGUF model [$TACTIC_MODEL, else the bundled SmolLM2-135M-Instruct]")
-      ->option_text("FILE");
-  app->add_option("--lora", args->lora, "LoRA adapter (GGUF)")->option_text("FILE");
+      ->type_name("FILE");
+  app->add_option("--lora", args->lora, "LoRA adapter (GGUF)")->type_name("FILE");
   app->add_option("--rope-freq-base", args->rope_freq_base, "rope base; 0: the model's own")
       ->check(CLI::NonNegativeNumber)
-      ->option_text("X");
+      ->type_name("X");
   app->add_option("-t,--threads", args->threads, "threads; 0: all that this process may use")
       ->check(CLI::Range(0, 1024))
-      ->option_text("N");
+      ->type_name("N");
   app->add_option("-b,--batch", args->batch, "tokens of a prompt that are computed at once")
       ->check(CLI::Range(32, 65536))
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   app->add_flag(
       "--no-repack", args->no_repack,
       "compute with the weights as they are in the file (helps where libllama's AMX crashes)");
   app->add_option("-c,--ctx", args->context, "context in tokens; 0: what is needed")
       ->check(CLI::Range(0, kLargestContext))
-      ->option_text("N");
+      ->type_name("N");
   app->add_option("--kv-type", args->kv_type,
                   "element type of the KV cache: f32 f16 bf16 q8_0 q4_0")
       ->capture_default_str()
-      ->option_text("TYPE");
-  app->add_option("--kv-type-k", args->kv_type_k, "the same for K alone")->option_text("TYPE");
-  app->add_option("--kv-type-v", args->kv_type_v, "the same for V alone")->option_text("TYPE");
+      ->type_name("TYPE");
+  app->add_option("--kv-type-k", args->kv_type_k, "the same for K alone")->type_name("TYPE");
+  app->add_option("--kv-type-v", args->kv_type_v, "the same for V alone")->type_name("TYPE");
 }
 
 Status CheckModelArgs(const ModelArgs& args) {
@@ -94,6 +94,13 @@ Status ResolveSession(const ModelArgs& args, const Model& model, SessionOptions*
   return Status::Ok();
 }
 
+void WarnBeyondTraining(const Model& model, int context) {
+  const int trained = model.facts().context;
+  if (model.adapter() != nullptr || trained <= 0 || context <= RoundUpContext(trained)) return;
+  spdlog::warn("the context of {} tokens exceeds the {} that the model was trained on", context,
+               trained);
+}
+
 void AddAlgorithmArgs(CLI::App* app, Options* options) {
   const auto add = [app](const char* name, auto* value, const char* help) {
     app->add_option(name, *value, help)->group("Algorithm")->capture_default_str();
@@ -118,12 +125,12 @@ void AddAlgorithmArgs(CLI::App* app, Options* options) {
 void AddCacheArgs(CLI::App* app, CacheArgs* args) {
   app->add_flag("--no-cache", args->off, "neither use nor write saved prompts");
   app->add_option("--cache-dir", args->folder, "folder of saved prompts [~/.cache/tactic]")
-      ->option_text("DIR");
+      ->type_name("DIR");
   app->add_option("--cache-limit", args->limit_gib,
                   "delete the oldest saved prompts beyond this many GiB")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
-      ->option_text("GIB");
+      ->type_name("GIB");
 }
 
 PromptStateCache ResolveCache(const CacheArgs& args) {
@@ -136,7 +143,7 @@ PromptStateCache ResolveCache(const CacheArgs& args) {
 
 void AddJsonArg(CLI::App* app, std::string* path) {
   app->add_option("--json", *path, "also write the results as JSON; -: to stdout")
-      ->option_text("FILE");
+      ->type_name("FILE");
 }
 
 }  // namespace tactic::app

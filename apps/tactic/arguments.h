@@ -39,6 +39,9 @@ void AddModelArgs(CLI::App* app, ModelArgs* args);
 // Everything but the context's size. Checks names and warns about an adapter whose description asks
 // for a rope base when none was given.
 Status ResolveSession(const ModelArgs& args, const Model& model, SessionOptions* options);
+// Warns when the context exceeds what the model was trained on. An adapter may change that, so
+// there is no warning with one.
+void WarnBeyondTraining(const Model& model, int context);
 Status CheckModelArgs(const ModelArgs& args);
 Status LoadModel(const ModelArgs& args, std::unique_ptr<Model>* model);
 

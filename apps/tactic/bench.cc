@@ -131,6 +131,7 @@ Status Bench::OpenSessions() {
   }
   options.context = args_.model.context > 0 ? args_.model.context : RoundUpContext(needed);
   options.keep_window = true;
+  WarnBeyondTraining(*model_, options.context);
 
   // Without flash attention V is stored transposed, which quantised blocks do not allow.
   const bool flash_off = Wants(Policy::kStock) && ggml_blck_size(options.type_v) == 1;
@@ -250,7 +251,10 @@ Status Bench::Measure(int depth, DepthResult* result) {
   TACTIC_RETURN_IF_ERROR(RollBack(depth));
   result->depth = depth;
   const SessionOptions& options = session_->options();
-  result->kv_bytes = depth * model_->facts().KvBytesPerToken(options.type_k, options.type_v);
+  // Sliding windows read less, by an amount that only llama.cpp knows.
+  const bool known = model_->facts().sliding_window == 0;
+  result->kv_bytes =
+      !known ? 0 : depth * model_->facts().KvBytesPerToken(options.type_k, options.type_v);
   for (const Policy policy : policies_) {
     Cost& cost = result->costs.emplace_back(policy);
     if (policy == Policy::kStock) continue;
@@ -342,22 +346,22 @@ void AddBench(CLI::App* app, Command* command) {
   sub->add_option("--fill", args->fill, "K and V of a real text, or random ones (for times only)")
       ->check(CLI::IsMember({"real", "random"}))
       ->capture_default_str();
-  sub->add_option("-f,--file", args->file, "the text [the bundled book]")->option_text("FILE");
+  sub->add_option("-f,--file", args->file, "the text [the bundled book]")->type_name("FILE");
   sub->add_option("--repeats", args->repeats, "times each policy has its turn")
       ->check(CLI::Range(1, 10000))
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   sub->add_option("--tokens", args->tokens, "steps that are timed in a turn")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   sub->add_option("--mass-tokens", args->mass_tokens, "steps whose exact mass is measured; 0: none")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   sub->add_option("--seed", args->seed, "seed of random K and V")
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   AddAlgorithmArgs(sub, &args->algorithm);
   AddCacheArgs(sub, &args->cache);
   AddJsonArg(sub, &args->json);

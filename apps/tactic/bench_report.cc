@@ -13,6 +13,12 @@ nlohmann::json OrNull(std::optional<double> value) {
   return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
 }
 
+// 0 stands for unknown.
+template <typename T>
+nlohmann::json OrNull(T value) {
+  return value > 0 ? nlohmann::json(value) : nlohmann::json(nullptr);
+}
+
 std::optional<double> MedianOf(const std::vector<double>& times) {
   if (times.empty()) return std::nullopt;
   return Summarize(times).median;
@@ -61,13 +67,14 @@ void PrintBenchTable(const std::vector<DepthResult>& results, double target, boo
     for (const Cost& cost : result.costs) {
       const Quantiles time = result.Time(cost);
       const std::optional<Mass> mass = random_fill ? std::nullopt : cost.MassReached();
+      const double gigabytes = result.GigabytesPerSecond(cost);
       table.AddRow(
           {fmt::format("{}", result.depth), llama::PolicyName(cost.policy()),
            fmt::format("{:.2f}", time.median), fmt::format("{:.2f}-{:.2f}", time.p10, time.p90),
            Speedup(time.median, stock), Speedup(time.median, dense), Percent(cost.RowsFraction()),
            Percent(cost.BytesFraction()), mass ? fmt::format("{:.3f}", mass->own_mean) : "-",
            mass ? Percent(mass->own_reached) : "-",
-           fmt::format("{:.1f}", result.GigabytesPerSecond(cost))});
+           gigabytes > 0 ? fmt::format("{:.1f}", gigabytes) : "-"});
     }
   }
   table.Print(out);
@@ -92,8 +99,8 @@ nlohmann::json BenchRecords(const std::vector<DepthResult>& results, const nlohm
       record["depth"] = result.depth;
       record["ms_per_token"] = ToJson(time);
       record["tokens_per_step"] = 1;
-      record["kv_bytes"] = result.kv_bytes;
-      record["gb_per_s"] = result.GigabytesPerSecond(cost);
+      record["kv_bytes"] = OrNull(result.kv_bytes);
+      record["gb_per_s"] = OrNull(result.GigabytesPerSecond(cost));
       record["speedup_vs_stock"] = SpeedupJson(result.Median(Policy::kStock), time.median);
       record["speedup_vs_dense"] = SpeedupJson(result.Median(Policy::kDense), time.median);
       const bool stock = cost.policy() == Policy::kStock;

@@ -14,7 +14,7 @@ namespace tactic::app {
 // All policies at one depth.
 struct DepthResult {
   int depth = 0;                  // tokens in the cache
-  int64_t kv_bytes = 0;           // of K and V of all layers at that depth
+  int64_t kv_bytes = 0;           // of K and V of all layers at that depth; 0: unknown
   std::vector<Cost> costs;        // one per policy; stock's times are those with flash attention on
   std::vector<double> fa_off_ms;  // stock with flash attention off; empty when not measured
 
@@ -22,7 +22,7 @@ struct DepthResult {
   Quantiles Time(const Cost& cost) const;
   // Median time of a policy in milliseconds; absent when it was not measured.
   std::optional<double> Median(llama::Policy policy) const;
-  // Bytes of K, V and index that a step must read, per second of the whole step, in 1e9.
+  // Bytes of K, V and index that a step reads, per second of the whole step, in 1e9. 0: unknown.
   double GigabytesPerSecond(const Cost& cost) const;
 };
 

@@ -237,18 +237,18 @@ void AddDemo(CLI::App* app, Command* command) {
       fmt::format("tokens to read, question and answer included; 0: {}", kDefaultContext));
   sub->get_option("--lora")->description("LoRA adapter [the bundled one, unless --model is given]");
   sub->add_option("-f,--file", args->file, "the text to hide facts in [the bundled novel]")
-      ->option_text("FILE");
+      ->type_name("FILE");
   sub->add_option("--facts", args->facts, "facts to hide")
       ->check(CLI::Range(1, kMostFacts))
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   sub->add_option("--repeats", args->repeats, "times each answer is timed")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   sub->add_option("--seed", args->seed, "seed of facts and places")
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   AddAlgorithmArgs(sub, &args->algorithm);
   AddCacheArgs(sub, &args->cache);
   AddJsonArg(sub, &args->json);

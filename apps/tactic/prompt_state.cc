@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string_view>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "interrupt.h"
 #include "llama_log.h"
 #include "memory.h"
+#include "state_blob.h"
 
 namespace tactic::app {
 namespace {
@@ -22,6 +24,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kExtension[] = ".state";
+// Magic, version and number of tokens, before the tokens and the state.
+constexpr size_t kHeaderBytes = 12;
 // What identifies a large file: its size and this much of its start and its end.
 constexpr int64_t kSampledBytes = 64 * 1024;
 // A temporary file this old was left by a program that was killed.
@@ -76,6 +80,7 @@ std::string KeyOf(const Session& session) {
 std::vector<llama_token> StoredTokens(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   uint32_t header[3] = {};
+  static_assert(sizeof(header) == kHeaderBytes);
   file.read(reinterpret_cast<char*>(header), sizeof(header));
   if (!file || header[0] != LLAMA_SESSION_MAGIC || header[1] != LLAMA_SESSION_VERSION) return {};
   std::error_code error;
@@ -96,7 +101,7 @@ Status PromptStateCache::Fill(std::span<const llama_token> tokens, Session* sess
   const std::string key = options_.enabled ? KeyOf(*session) : "";
   bool complete = false;
   if (options_.enabled) {
-    const std::optional<Found> found = FindLongest(key, tokens, session->capacity());
+    const std::optional<Found> found = FindLongest(key, tokens);
     if (found && Restore(*found, session)) {
       TACTIC_RETURN_IF_ERROR(session->RollBack(found->usable));
       if (from_cache != nullptr) *from_cache = found->usable;
@@ -112,14 +117,14 @@ Status PromptStateCache::Fill(std::span<const llama_token> tokens, Session* sess
 }
 
 std::optional<PromptStateCache::Found> PromptStateCache::FindLongest(
-    const std::string& key, std::span<const llama_token> tokens, int capacity) const {
+    const std::string& key, std::span<const llama_token> tokens) const {
   std::optional<Found> best;
   std::error_code ignored;
   for (const fs::directory_entry& entry : fs::directory_iterator(options_.folder, ignored)) {
     const std::string name = entry.path().filename().string();
     if (!name.starts_with(key) || entry.path().extension() != kExtension) continue;
     const std::vector<llama_token> stored = StoredTokens(entry.path().string());
-    if (stored.empty() || static_cast<int64_t>(stored.size()) > capacity) continue;
+    if (stored.empty()) continue;
     const auto differs = std::mismatch(stored.begin(), stored.end(), tokens.begin(), tokens.end());
     const int usable = static_cast<int>(differs.first - stored.begin());
     // Of two that serve equally well, the smaller file is restored sooner.
@@ -140,20 +145,40 @@ bool PromptStateCache::Restore(const Found& found, Session* session) const {
   if (cut && session->model().facts().sliding_window > 0 && !session->options().keep_window) {
     return false;
   }
-  std::vector<llama_token> tokens(static_cast<size_t>(found.stored));
-  size_t count = 0;
   ForgetLlamaErrors();
-  if (!llama_state_load_file(session->get(), found.path.c_str(), tokens.data(), tokens.size(),
-                             &count)) {
+  bool restored = false;
+  if (found.stored > session->capacity()) {
+    restored = RestorePart(found, session);
+  } else {
+    std::vector<llama_token> tokens(static_cast<size_t>(found.stored));
+    size_t count = 0;
+    restored = llama_state_load_file(session->get(), found.path.c_str(), tokens.data(),
+                                     tokens.size(), &count);
+    if (restored) session->SetDepth(found.stored);
+  }
+  if (!restored) {
     spdlog::warn("the saved prompt '{}' cannot be used and is read again: {}", found.path,
                  LlamaError());
     session->Clear();
     return false;
   }
-  session->SetDepth(found.stored);
   std::error_code ignored;
-  fs::last_write_time(found.path, fs::file_time_type::clock::now(),
-                      ignored);  // Prune: recently used
+  // So that Prune sees it as recently used.
+  fs::last_write_time(found.path, fs::file_time_type::clock::now(), ignored);
+  return true;
+}
+
+bool PromptStateCache::RestorePart(const Found& found, Session* session) const {
+  std::ifstream file(found.path, std::ios::binary);
+  file.seekg(static_cast<std::streamoff>(kHeaderBytes + found.stored * sizeof(llama_token)));
+  const std::vector<uint8_t> blob{std::istreambuf_iterator<char>(file), {}};
+  std::vector<uint8_t> part;
+  const auto cells = static_cast<uint32_t>(found.usable);
+  if (!KeepFirstCells(blob, cells, &part).ok() ||
+      llama_state_set_data(session->get(), part.data(), part.size()) != part.size()) {
+    return false;
+  }
+  session->SetDepth(found.usable);
   return true;
 }
 

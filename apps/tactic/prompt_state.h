@@ -41,9 +41,11 @@ class PromptStateCache {
     int stored = 0;  // tokens in the file
     int usable = 0;  // of these, equal to the prompt's
   };
-  std::optional<Found> FindLongest(const std::string& key, std::span<const llama_token> tokens,
-                                   int capacity) const;
+  std::optional<Found> FindLongest(const std::string& key,
+                                   std::span<const llama_token> tokens) const;
   bool Restore(const Found& found, Session* session) const;
+  // Restore for a session that is too small for the whole state.
+  bool RestorePart(const Found& found, Session* session) const;
   void Save(const std::string& key, std::span<const llama_token> tokens, Session* session) const;
   void Prune() const;
 

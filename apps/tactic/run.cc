@@ -162,7 +162,7 @@ void PrintClosing(const RunArgs& args, const Session& session, size_t prompt_tok
   if (cost.policy() == llama::Policy::kPaper && mass) {
     fmt::print(stderr,
                "  attention mass reached: {:.3f} on average, target {} reached in {} of the cases "
-               "({} measured steps, not in tok/s)\n",
+               "(on {} measured steps, which tok/s leaves out)\n",
                mass->own_mean, args.algorithm.target, Percent(mass->own_reached),
                generated.measured_steps);
   }
@@ -216,11 +216,7 @@ Status Run(const RunArgs& args, bool show_progress) {
         fmt::format("the prompt has {} tokens, but --ctx is {}; expected at least {}",
                     tokens.size(), options.context, needed));
   }
-  if (model->facts().context > 0 && options.context > RoundUpContext(model->facts().context) &&
-      args.model.lora.empty()) {
-    spdlog::warn("the context of {} tokens exceeds the {} that the model was trained on",
-                 options.context, model->facts().context);
-  }
+  WarnBeyondTraining(*model, options.context);
   std::unique_ptr<Session> session;
   TACTIC_RETURN_IF_ERROR(Session::Open(*model, options, &hook, &session));
 
@@ -248,29 +244,29 @@ void AddRun(CLI::App* app, Command* command) {
   CLI::App* sub = app->add_subcommand("run", "Generate text");
   AddModelArgs(sub, &args->model);
   sub->add_option("-p,--prompt", args->prompt, "the prompt, or the question about --file; -: stdin")
-      ->option_text("TEXT");
+      ->type_name("TEXT");
   sub->add_option("-f,--file", args->file, "text to read before the prompt; -: stdin")
-      ->option_text("FILE");
-  sub->add_option("--system", args->system, "system message")->option_text("TEXT");
+      ->type_name("FILE");
+  sub->add_option("--system", args->system, "system message")->type_name("TEXT");
   sub->add_flag("--raw,--no-chat", args->raw, "send the text as it is, without the chat template");
   sub->add_option("-n,--max-tokens", args->max_tokens, "tokens to generate at most")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   sub->add_option("--temp", args->temperature, "temperature; 0: always the likeliest token")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
-      ->option_text("X");
+      ->type_name("X");
   sub->add_option("--seed", args->seed, "seed of the sampling")
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   sub->add_option("--policy", args->policy, "who computes attention: stock, dense or paper")
       ->capture_default_str();
   sub->add_option("--measure-every", args->measure_every,
                   "measure the exact mass on every Nth step; 0: never")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
-      ->option_text("N");
+      ->type_name("N");
   AddAlgorithmArgs(sub, &args->algorithm);
   AddJsonArg(sub, &args->json);
   sub->callback([args, command] {

@@ -10,6 +10,9 @@
 namespace tactic::app {
 namespace {
 
+constexpr size_t kCellBytes = 3 * sizeof(uint32_t);  // position, one sequence, its number
+constexpr size_t kFlagBytes = 2 * sizeof(uint32_t);  // v_transposed, layers
+
 // Reads numbers off a blob; every read checks the end.
 class Reader {
  public:
@@ -93,6 +96,19 @@ void Append(const T& value, std::vector<uint8_t>* out) {
   out->insert(out->end(), bytes, bytes + sizeof(T));
 }
 
+template <typename T>
+T Load(const std::vector<uint8_t>& blob, size_t at) {
+  T value;
+  std::memcpy(&value, blob.data() + at, sizeof(T));
+  return value;
+}
+
+void CopyBytes(const std::vector<uint8_t>& from, size_t start, size_t end,
+               std::vector<uint8_t>* out) {
+  out->insert(out->end(), from.begin() + static_cast<std::ptrdiff_t>(start),
+              from.begin() + static_cast<std::ptrdiff_t>(end));
+}
+
 // Rows of random values in some type, to be copied from: drawing every value would take longer than
 // everything else.
 class RandomRows {
@@ -166,6 +182,36 @@ Status TransposeValues(std::vector<uint8_t>* blob) {
   return Status::Ok();
 }
 
+Status KeepFirstCells(const std::vector<uint8_t>& blob, uint32_t cells,
+                      std::vector<uint8_t>* kept) {
+  std::vector<BlobCache> caches;
+  TACTIC_RETURN_IF_ERROR(ParseStateBlob(blob, &caches));
+  kept->clear();
+  CopyBytes(blob, 0, caches.front().start, kept);
+  for (const BlobCache& cache : caches) {
+    if (cache.v_transposed || cache.cells < cells) {
+      return Status::Unsupported("the state has too few cells, or V is transposed");
+    }
+    for (uint32_t i = 0; i < cells; ++i) {
+      const size_t cell = cache.cells_at + sizeof(uint32_t) + i * kCellBytes;
+      if (Load<int32_t>(blob, cell) != static_cast<int32_t>(i)) {
+        return Status::Unsupported("the cells of the state are not in the order of positions");
+      }
+    }
+    CopyBytes(blob, cache.start, cache.cells_at, kept);
+    Append(cells, kept);
+    const size_t first_cell = cache.cells_at + sizeof(uint32_t);
+    CopyBytes(blob, first_cell, first_cell + cells * kCellBytes, kept);
+    CopyBytes(blob, cache.flags_at, cache.flags_at + kFlagBytes, kept);
+    for (const auto* tensors : {&cache.keys, &cache.values}) {
+      for (const BlobTensor& tensor : *tensors) {
+        CopyBytes(blob, tensor.header, tensor.data + tensor.row_bytes * cells, kept);
+      }
+    }
+  }
+  return Status::Ok();
+}
+
 Status RandomStateBlob(const std::vector<uint8_t>& sample, uint32_t cells, uint64_t seed,
                        std::vector<uint8_t>* blob) {
   std::vector<BlobCache> caches;
@@ -173,29 +219,25 @@ Status RandomStateBlob(const std::vector<uint8_t>& sample, uint32_t cells, uint6
   std::mt19937_64 random(seed);
   size_t bytes = sample.size();
   for (const BlobCache& cache : caches) {
-    bytes += 12 * size_t{cells};
+    bytes += kCellBytes * cells;
     for (const BlobTensor& tensor : cache.keys) bytes += tensor.row_bytes * cells;
     for (const BlobTensor& tensor : cache.values) bytes += tensor.row_bytes * cells;
   }
   blob->clear();
   blob->reserve(bytes);
-  const auto copy = [&](size_t from, size_t to) {
-    blob->insert(blob->end(), sample.begin() + static_cast<std::ptrdiff_t>(from),
-                 sample.begin() + static_cast<std::ptrdiff_t>(to));
-  };
-  copy(0, caches.front().start);
+  CopyBytes(sample, 0, caches.front().start, blob);
   for (const BlobCache& cache : caches) {
-    copy(cache.start, cache.cells_at);
+    CopyBytes(sample, cache.start, cache.cells_at, blob);
     Append(cells, blob);
     for (uint32_t i = 0; i < cells; ++i) {
       Append(static_cast<int32_t>(i), blob);  // position
       Append(uint32_t{1}, blob);              // in one sequence,
       Append(int32_t{0}, blob);               // number 0
     }
-    copy(cache.flags_at, cache.flags_at + 2 * sizeof(uint32_t));  // v_transposed, layers
+    CopyBytes(sample, cache.flags_at, cache.flags_at + kFlagBytes, blob);
     for (const auto* tensors : {&cache.keys, &cache.values}) {
       for (const BlobTensor& tensor : *tensors) {
-        copy(tensor.header, tensor.data);
+        CopyBytes(sample, tensor.header, tensor.data, blob);
         const RandomRows rows(tensor.type, tensor.row_bytes, &random);
         for (uint32_t i = 0; i < cells; ++i) rows.AppendTo(&random, blob);
       }

@@ -49,6 +49,11 @@ Status ParseStateBlob(const std::vector<uint8_t>& blob, std::vector<BlobCache>* 
 // Unsupported when V is quantised: such a context cannot exist either.
 Status TransposeValues(std::vector<uint8_t>* blob);
 
+// The first `cells` cells of a blob with row-wise V, for a context that is too small for all of
+// them. Unsupported when the cells are not those of positions 0, 1, 2 ... in this order, or too
+// few.
+Status KeepFirstCells(const std::vector<uint8_t>& blob, uint32_t cells, std::vector<uint8_t>* kept);
+
 // A blob like `sample` (the state of a context that holds a single token) with `cells` cells of
 // random K and V: independent, normal-like, of unit variance. Deterministic for a seed.
 Status RandomStateBlob(const std::vector<uint8_t>& sample, uint32_t cells, uint64_t seed,

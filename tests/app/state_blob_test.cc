@@ -87,6 +87,20 @@ TEST_F(StateBlobTest, RandomCellsAreAccepted) {
   }
 }
 
+TEST_F(StateBlobTest, FirstCellsAreThoseOfTheShorterPrompt) {
+  const std::unique_ptr<Session> longer = Open(true), shorter = Open(true);
+  const std::vector<llama_token> prompt = {1, 504, 3575, 282, 4649, 314, 260};
+  ASSERT_TRUE(longer->Read(prompt).ok());
+  std::vector<uint8_t> part;
+  ASSERT_TRUE(KeepFirstCells(State(*longer), 4, &part).ok());
+  ASSERT_EQ(llama_state_set_data(shorter->get(), part.data(), part.size()), part.size());
+  EXPECT_EQ(llama_memory_seq_pos_max(llama_get_memory(shorter->get()), 0), 3);
+  ASSERT_TRUE(longer->RollBack(4).ok());
+  EXPECT_EQ(State(*longer), part);
+  std::vector<uint8_t> kept;
+  EXPECT_FALSE(KeepFirstCells(part, 5, &kept).ok());
+}
+
 TEST(StateBlob, DamageIsRefused) {
   std::vector<uint8_t> blob(64, 0xFF);
   std::vector<BlobCache> caches;
