@@ -29,10 +29,12 @@ int ThreadsOfThisProcess() {
 Status ResolveKvTypes(const ModelArgs& args, ggml_type* type_k, ggml_type* type_v) {
   TACTIC_RETURN_IF_ERROR(ParseKvType(args.kv_type, "--kv-type", type_k));
   *type_v = *type_k;
-  if (!args.kv_type_k.empty())
+  if (!args.kv_type_k.empty()) {
     TACTIC_RETURN_IF_ERROR(ParseKvType(args.kv_type_k, "--kv-type-k", type_k));
-  if (!args.kv_type_v.empty())
+  }
+  if (!args.kv_type_v.empty()) {
     TACTIC_RETURN_IF_ERROR(ParseKvType(args.kv_type_v, "--kv-type-v", type_v));
+  }
   return Status::Ok();
 }
 

@@ -60,13 +60,13 @@ class Bench {
     return std::find(policies_.begin(), policies_.end(), policy) != policies_.end();
   }
   Status CheckArguments();
-  Status OpenSessions();
+  // `needed`: tokens that the contexts must hold.
+  Status OpenSessions(int needed);
   Status FillReal();
   Status FillRandom();
   // The same cache for the context without flash attention.
   Status CopyToFlashOff();
   Status RollBack(int depth);
-  Status UsePolicy(Policy policy);
   // `count` steps at `depth`, then back. Times go to `times` (may be null) after the warm-up.
   Status Steps(Session* session, int depth, int warm_up, int count, std::vector<double>* times);
   Status MeasureRepeat(int depth, int repeat, DepthResult* result);
@@ -107,24 +107,25 @@ Status Bench::Prepare() {
         model_->path()));
   }
   const int needed = depths_.front() + kWarmUpSteps + std::max(args_.tokens, args_.mass_tokens);
-  if (random()) {
-    // Any tokens will do; the prime spreads them over the vocabulary.
-    for (int i = 0; i < needed; ++i) tokens_.push_back(i * 7919 % model_->facts().vocabulary);
-  } else {
+  if (!random()) {
     TACTIC_RETURN_IF_ERROR(model_->Tokenize(text, true, false, &tokens_));
     if (static_cast<int>(tokens_.size()) < needed) {
       return Status::OutOfRange(fmt::format(
           "--depths asks for {} tokens of text, but --file has {}", needed, tokens_.size()));
     }
   }
-  TACTIC_RETURN_IF_ERROR(OpenSessions());
-  return random() ? FillRandom() : FillReal();
+  TACTIC_RETURN_IF_ERROR(OpenSessions(needed));
+  if (!random()) return FillReal();
+  // Any tokens will do; the prime spreads them over the vocabulary.
+  for (int64_t i = 0; i < needed; ++i) {
+    tokens_.push_back(static_cast<llama_token>(i * 7919 % model_->facts().vocabulary));
+  }
+  return FillRandom();
 }
 
-Status Bench::OpenSessions() {
+Status Bench::OpenSessions(int needed) {
   SessionOptions options;
   TACTIC_RETURN_IF_ERROR(ResolveSession(args_.model, *model_, &options));
-  const int needed = depths_.front() + kWarmUpSteps + std::max(args_.tokens, args_.mass_tokens);
   if (args_.model.context > 0 && args_.model.context < needed) {
     return Status::OutOfRange(
         fmt::format("--ctx is {}, but --depths needs at least {}", args_.model.context, needed));
@@ -159,7 +160,7 @@ Status Bench::OpenSessions() {
 Status Bench::FillReal() {
   const std::span<const llama_token> text(tokens_.data(), static_cast<size_t>(depths_.front()));
   // Stock reads: nothing is indexed before a depth asks for it and times it.
-  TACTIC_RETURN_IF_ERROR(UsePolicy(Policy::kStock));
+  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(Policy::kStock));
   int from_cache = 0;
   {
     Progress progress("reading", depths_.front(), show_progress_);
@@ -210,12 +211,6 @@ Status Bench::RollBack(int depth) {
   return flash_off_ ? flash_off_->RollBack(depth) : Status::Ok();
 }
 
-Status Bench::UsePolicy(Policy policy) {
-  llama::HookOptions options = session_->hook()->options();
-  options.policy = policy;
-  return session_->SetPolicy(options);
-}
-
 Status Bench::Steps(Session* session, int depth, int warm_up, int count,
                     std::vector<double>* times) {
   for (int i = 0; i < warm_up + count; ++i) {
@@ -238,7 +233,7 @@ Status Bench::MeasureRepeat(int depth, int repeat, DepthResult* result) {
       continue;
     }
     Cost& cost = result->costs[variant];
-    TACTIC_RETURN_IF_ERROR(UsePolicy(cost.policy()));
+    TACTIC_RETURN_IF_ERROR(session_->UsePolicy(cost.policy()));
     std::vector<double> times;
     TACTIC_RETURN_IF_ERROR(Steps(session_.get(), depth, kWarmUpSteps, args_.tokens, &times));
     for (const double time : times) cost.AddTime(time);
@@ -259,7 +254,7 @@ Status Bench::Measure(int depth, DepthResult* result) {
     Cost& cost = result->costs.emplace_back(policy);
     if (policy == Policy::kStock) continue;
     // From nothing to the first token: this is what building the index costs at this depth.
-    TACTIC_RETURN_IF_ERROR(UsePolicy(policy));
+    TACTIC_RETURN_IF_ERROR(session_->UsePolicy(policy));
     session_->hook()->DropIndex();
     session_->hook()->TakeStats();
     TACTIC_RETURN_IF_ERROR(Steps(session_.get(), depth, 0, 1, nullptr));
@@ -271,7 +266,7 @@ Status Bench::Measure(int depth, DepthResult* result) {
   }
   for (Cost& cost : result->costs) {
     if (cost.policy() != Policy::kPaper || random() || args_.mass_tokens == 0) continue;
-    TACTIC_RETURN_IF_ERROR(UsePolicy(cost.policy()));
+    TACTIC_RETURN_IF_ERROR(session_->UsePolicy(cost.policy()));
     session_->hook()->TakeStats();
     session_->hook()->MeasureMass(true);
     const Status status = Steps(session_.get(), depth, 0, args_.mass_tokens, nullptr);

@@ -65,7 +65,6 @@ class Demo {
   // One greedy answer to the question that was read, whose last token is `token`; rolled back.
   // `measure`: the exact mass instead of time and reads.
   Status Answer(llama_token token, bool measure, Cost* cost, std::string* text);
-  Status UsePolicy(Policy policy);
 
   const DemoArgs& args_;
   const bool show_progress_;
@@ -131,15 +130,9 @@ Status Demo::Read(DemoResult* result) {
   return Status::Ok();
 }
 
-Status Demo::UsePolicy(Policy policy) {
-  llama::HookOptions options = session_->hook()->options();
-  options.policy = policy;
-  return session_->SetPolicy(options);
-}
-
 Status Demo::Answer(llama_token token, bool measure, Cost* cost, std::string* text) {
   const int depth = session_->depth();
-  TACTIC_RETURN_IF_ERROR(UsePolicy(cost->policy()));
+  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(cost->policy()));
   session_->hook()->TakeStats();
   session_->hook()->MeasureMass(measure);
   const Sampler greedy;
@@ -152,14 +145,18 @@ Status Demo::Answer(llama_token token, bool measure, Cost* cost, std::string* te
   }
   session_->hook()->MeasureMass(false);
   const llama::HookStats stats = session_->hook()->TakeStats();
-  measure ? cost->AddMass(stats) : cost->AddReads(stats);
+  if (measure) {
+    cost->AddMass(stats);
+  } else {
+    cost->AddReads(stats);
+  }
   return session_->RollBack(depth);
 }
 
 Status Demo::Prime(DemoResult* result) {
   for (const Policy policy : kPolicies) {
     Cost& cost = result->costs.emplace_back(policy);
-    TACTIC_RETURN_IF_ERROR(UsePolicy(policy));
+    TACTIC_RETURN_IF_ERROR(session_->UsePolicy(policy));
     TACTIC_RETURN_IF_ERROR(session_->Step(questions_[0][0]));
     TACTIC_RETURN_IF_ERROR(session_->hook()->LastProblem());
     cost.AddIndex(session_->hook()->TakeStats());
@@ -172,7 +169,7 @@ Status Demo::AskOne(const std::vector<llama_token>& tokens, DemoQuestion* questi
                     std::vector<Cost>* costs) {
   // The question is a prompt like the text. Its last token is decoded by the policy, so that every
   // token of the answer, the first included, comes from the policy's attention.
-  TACTIC_RETURN_IF_ERROR(UsePolicy(Policy::kStock));
+  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(Policy::kStock));
   TACTIC_RETURN_IF_ERROR(session_->Read({tokens.data(), tokens.size() - 1}));
   question->answers.resize(costs->size());
   for (int repeat = 0; repeat < args_.repeats; ++repeat) {

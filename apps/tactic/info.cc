@@ -79,11 +79,11 @@ Status ProbeGraph(const Model& model, int threads, GraphFacts* facts) {
   return Status::Ok();
 }
 
-// Bytes of index per token and layer: a 16-bit member per KV head, and per cluster a centroid of
-// f32. An estimate: block padding and the newest, not yet clustered positions are left out.
+// Bytes of index per token and layer: per KV head a 16-bit member, and per cluster a centroid of
+// f16 with its size and place. An estimate: the newest, not yet clustered positions are left out.
 double IndexBytesPerToken(const ModelFacts& facts, const Options& options) {
-  const double centroid = 4.0 * facts.head_dim_k + 8;
-  return facts.kv_heads * (2 + centroid / options.cluster_size);
+  const double cluster = 2.0 * facts.head_dim_k + 8;
+  return facts.kv_heads * (2 + cluster / options.cluster_size);
 }
 
 std::string Join(const std::vector<std::string>& names) {

@@ -28,6 +28,8 @@ constexpr char kExtension[] = ".state";
 constexpr size_t kHeaderBytes = 12;
 // What identifies a large file: its size and this much of its start and its end.
 constexpr int64_t kSampledBytes = 64 * 1024;
+// Restoring fewer tokens than this costs more than reading them.
+constexpr int kFewestTokens = 128;
 // A temporary file this old was left by a program that was killed.
 constexpr auto kStale = std::chrono::hours(24);
 
@@ -99,20 +101,22 @@ Status PromptStateCache::Fill(std::span<const llama_token> tokens, Session* sess
   if (from_cache != nullptr) *from_cache = 0;
   session->Clear();
   const std::string key = options_.enabled ? KeyOf(*session) : "";
-  bool complete = false;
-  if (options_.enabled) {
-    const std::optional<Found> found = FindLongest(key, tokens);
-    if (found && Restore(*found, session)) {
-      TACTIC_RETURN_IF_ERROR(session->RollBack(found->usable));
-      if (from_cache != nullptr) *from_cache = found->usable;
-      complete = found->usable == static_cast<int>(tokens.size());
-      spdlog::debug("{} of {} tokens come from {}", found->usable, tokens.size(), found->path);
-    }
+  std::optional<Found> found;
+  if (options_.enabled) found = FindLongest(key, tokens);
+  if (found && !Restore(*found, session)) found.reset();
+  if (found) {
+    TACTIC_RETURN_IF_ERROR(session->RollBack(found->usable));
+    if (from_cache != nullptr) *from_cache = found->usable;
+    spdlog::debug("{} of {} tokens come from {}", found->usable, tokens.size(), found->path);
+    if (found->usable == static_cast<int>(tokens.size())) return Status::Ok();
   }
-  if (complete) return Status::Ok();
   TACTIC_RETURN_IF_ERROR(
       session->Read(tokens.subspan(static_cast<size_t>(session->depth())), progress));
-  if (options_.enabled) Save(key, tokens, session);
+  if (options_.enabled && Save(key, tokens, session) && found && found->usable == found->stored) {
+    // The new state holds all of the old one.
+    std::error_code ignored;
+    fs::remove(found->path, ignored);
+  }
   return Interrupted() ? InterruptedStatus() : Status::Ok();
 }
 
@@ -132,7 +136,8 @@ std::optional<PromptStateCache::Found> PromptStateCache::FindLongest(
       return usable != other.usable ? usable > other.usable
                                     : static_cast<int>(stored.size()) < other.stored;
     };
-    if (usable > 0 && (!best || better(*best))) {
+    const bool worth_it = usable >= kFewestTokens || usable == static_cast<int>(tokens.size());
+    if (worth_it && (!best || better(*best))) {
       best = Found{entry.path().string(), static_cast<int>(stored.size()), usable};
     }
   }
@@ -182,14 +187,14 @@ bool PromptStateCache::RestorePart(const Found& found, Session* session) const {
   return true;
 }
 
-void PromptStateCache::Save(const std::string& key, std::span<const llama_token> tokens,
+bool PromptStateCache::Save(const std::string& key, std::span<const llama_token> tokens,
                             Session* session) const {
   std::error_code error;
   fs::create_directories(options_.folder, error);
   if (error) {
     spdlog::warn("the prompt is not saved: cannot create '{}': {}", options_.folder,
                  error.message());
-    return;
+    return false;
   }
   const auto bytes = static_cast<int64_t>(llama_state_get_size(session->get()));
   const fs::space_info space = fs::space(options_.folder, error);
@@ -197,7 +202,7 @@ void PromptStateCache::Save(const std::string& key, std::span<const llama_token>
     spdlog::warn("the prompt is not saved: it needs {}, but '{}' has {} left",
                  FormatBytes(static_cast<double>(bytes)), options_.folder,
                  FormatBytes(static_cast<double>(space.available)));
-    return;
+    return false;
   }
   Hash hash;
   hash.Add(tokens.data(), tokens.size_bytes());
@@ -206,11 +211,15 @@ void PromptStateCache::Save(const std::string& key, std::span<const llama_token>
   if (!llama_state_save_file(session->get(), file.temporary_path().c_str(), tokens.data(),
                              tokens.size())) {
     spdlog::warn("the prompt is not saved in '{}': {}", options_.folder, LlamaError());
-    return;
+    return false;
   }
   const Status committed = file.Commit();
-  if (!committed.ok()) spdlog::warn("the prompt is not saved: {}", committed.message());
+  if (!committed.ok()) {
+    spdlog::warn("the prompt is not saved: {}", committed.message());
+    return false;
+  }
   Prune();
+  return true;
 }
 
 void PromptStateCache::Prune() const {

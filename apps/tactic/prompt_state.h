@@ -46,7 +46,8 @@ class PromptStateCache {
   bool Restore(const Found& found, Session* session) const;
   // Restore for a session that is too small for the whole state.
   bool RestorePart(const Found& found, Session* session) const;
-  void Save(const std::string& key, std::span<const llama_token> tokens, Session* session) const;
+  // Whether it could be saved; says why when not.
+  bool Save(const std::string& key, std::span<const llama_token> tokens, Session* session) const;
   void Prune() const;
 
   PromptStateOptions options_;

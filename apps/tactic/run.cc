@@ -3,7 +3,6 @@
 #include <spdlog/spdlog.h>
 
 #include <chrono>
-#include <cmath>
 
 #include "arguments.h"
 #include "defaults.h"
@@ -152,11 +151,9 @@ void PrintClosing(const RunArgs& args, const Session& session, size_t prompt_tok
              args.policy, prompt_tokens, Rate(static_cast<int64_t>(prompt_tokens), prompt_seconds),
              generated.tokens, Rate(generated.timed_tokens, generated.seconds), generated.end);
   if (cost.policy() == llama::Policy::kStock || cost.BytesPerStep() == 0) return;
-  const ModelFacts& facts = session.model().facts();
-  const double rows_of_token = std::max(1, facts.layers * facts.kv_heads);
   fmt::print(stderr,
              "  read per step: {:.0f} of {} tokens ({}), {} of keys, values and index ({})\n",
-             cost.RowsPerStep() / rows_of_token, session.depth(), Percent(cost.RowsFraction()),
+             cost.RowsFraction() * session.depth(), session.depth(), Percent(cost.RowsFraction()),
              FormatBytes(cost.BytesPerStep()), Percent(cost.BytesFraction()));
   const std::optional<Mass> mass = cost.MassReached();
   if (cost.policy() == llama::Policy::kPaper && mass) {

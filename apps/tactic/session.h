@@ -67,8 +67,8 @@ class Session {
   // To be called after the cache was filled by other means (a restored state).
   void SetDepth(int depth);
 
-  // Changes who computes the attention. REQUIRES: hook() != null.
-  Status SetPolicy(const llama::HookOptions& options);
+  // Changes who computes the attention; the algorithm's parameters stay. REQUIRES: hook() != null.
+  Status UsePolicy(llama::Policy policy);
 
  private:
   Session() = default;

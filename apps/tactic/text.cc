@@ -10,12 +10,14 @@
 #include <iostream>
 #include <iterator>
 
+#include "interrupt.h"
+
 namespace tactic::app {
 
 Status ReadText(const std::string& path, const std::string& field, std::string* text) {
   if (path == "-") {
     text->assign(std::istreambuf_iterator<char>(std::cin), {});
-    return Status::Ok();
+    return Interrupted() ? InterruptedStatus() : Status::Ok();
   }
   const auto failed = [&](int error) {
     return Status::NotFound(

@@ -73,7 +73,7 @@ TEST(Bench, ReadsATextOnlyOnce) {
   const Outcome larger = RunTactic(TinyBench(folder.path(), "1024"));
   ASSERT_EQ(larger.exit_code, 0) << larger.err;
   EXPECT_NE(larger.err.find("1024 tokens, 768 of them"), std::string::npos) << larger.err;
-  EXPECT_EQ(folder.Files().size(), 2U);
+  EXPECT_EQ(folder.Files().size(), 1U) << "the shorter state is part of the longer one";
 }
 
 TEST(Bench, DamagedStateIsReadAgain) {
