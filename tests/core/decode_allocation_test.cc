@@ -17,12 +17,14 @@ void* Allocate(std::size_t size) {
 }
 }  // namespace
 
-void* operator new(std::size_t size) { return Allocate(size); }
-void* operator new[](std::size_t size) { return Allocate(size); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+// Not inlined: GCC warns of free() where it sees that but not the malloc() of the pair.
+#define REPLACED [[gnu::noinline]]
+REPLACED void* operator new(std::size_t size) { return Allocate(size); }
+REPLACED void* operator new[](std::size_t size) { return Allocate(size); }
+REPLACED void operator delete(void* memory) noexcept { std::free(memory); }
+REPLACED void operator delete[](void* memory) noexcept { std::free(memory); }
+REPLACED void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+REPLACED void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace tactic {
 namespace {
