@@ -1,27 +1,38 @@
 #include "tactic/isa.h"
 
+#include <cctype>
 #include <cstdint>
 #include <cstdlib>
+#include <string>
+#include <vector>
 
-// Part of the public target list of kernels.cc: the same HWY_DISABLED_TARGETS apply to the whole
-// library.
 #include "hwy/highway.h"
 
 namespace tactic {
 namespace {
 
-struct Named {
-  const char* name;
+struct Isa {
+  std::string name;  // Highway's in lower case; both of its targets without SIMD are "scalar"
   int64_t target;
 };
 
-// Best first.
-constexpr Named kIsas[] = {
-    {"avx3", HWY_AVX3},         {"avx2", HWY_AVX2},       {"sse4", HWY_SSE4},
-    {"sve2_128", HWY_SVE2_128}, {"sve_256", HWY_SVE_256}, {"sve2", HWY_SVE2},
-    {"sve", HWY_SVE},           {"neon", HWY_NEON},       {"scalar", HWY_EMU128},
-    {"scalar", HWY_SCALAR},
-};
+// What this build has kernels for (src/CMakeLists.txt disables the same targets everywhere), best
+// first: Highway numbers its targets so.
+const std::vector<Isa>& Built() {
+  static const std::vector<Isa> built = [] {
+    std::vector<Isa> isas;
+    for (int bit = 0; bit < 63; ++bit) {
+      const int64_t target = int64_t{1} << bit;
+      if ((HWY_TARGETS & target) == 0) continue;
+      std::string name = hwy::TargetName(target);
+      for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+      const bool scalar = target == HWY_EMU128 || target == HWY_SCALAR;
+      isas.push_back({scalar ? "scalar" : name, target});
+    }
+    return isas;
+  }();
+  return built;
+}
 
 // Targets that this build compiled and this CPU runs.
 int64_t Usable() {
@@ -31,8 +42,7 @@ int64_t Usable() {
 
 Status Choose(std::string_view name) {
   std::string known;
-  for (const Named& isa : kIsas) {
-    if ((HWY_TARGETS & isa.target) == 0) continue;
+  for (const Isa& isa : Built()) {
     if (name == isa.name) {
       if ((Usable() & isa.target) == 0) {
         return Status::Unsupported("instruction set \"" + std::string(name) +
@@ -42,7 +52,7 @@ Status Choose(std::string_view name) {
       hwy::GetChosenTarget().Update(hwy::SupportedTargets());
       return Status::Ok();
     }
-    known += known.empty() ? isa.name : std::string(", ") + isa.name;
+    known += (known.empty() ? "" : ", ") + isa.name;
   }
   return Status::InvalidArgument("instruction set is \"" + std::string(name) +
                                  "\"; expected one of " + known);
@@ -52,8 +62,8 @@ Status Choose(std::string_view name) {
 
 std::vector<std::string> SupportedIsas() {
   std::vector<std::string> names;
-  for (const Named& isa : kIsas) {
-    if ((Usable() & isa.target) != 0) names.emplace_back(isa.name);
+  for (const Isa& isa : Built()) {
+    if ((Usable() & isa.target) != 0) names.push_back(isa.name);
   }
   return names;
 }
@@ -61,8 +71,8 @@ std::vector<std::string> SupportedIsas() {
 const char* IsaName() {
   (void)IsaStatus();
   const int64_t best = hwy::SupportedTargets() & HWY_TARGETS;
-  for (const Named& isa : kIsas) {
-    if ((best & isa.target) != 0) return isa.name;
+  for (const Isa& isa : Built()) {
+    if ((best & isa.target) != 0) return isa.name.c_str();
   }
   return "scalar";
 }

@@ -13,7 +13,7 @@ namespace tactic {
 // f32 lanes of the vectors that the kernels in use have for rows of `dim` elements (load-inl.h).
 inline int KernelLanes(int dim) {
   const std::string isa = IsaName();
-  const int widest = isa == "avx3" ? 16 : isa == "avx2" ? 8 : 4;
+  const int widest = isa.starts_with("avx3") ? 16 : isa == "avx2" ? 8 : 4;
   return dim % 16 == 0 ? widest : std::min(widest, 8);
 }
 
