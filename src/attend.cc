@@ -104,8 +104,9 @@ void CombineHead(Step& step, int request, int q_head) {
   }
   const double full = FullLse(step, r, q_head);
   const double read = StateMax(total, dim) + std::log(static_cast<double>(StateSum(total, dim)));
-  report.union_mass = std::min(1.0, std::exp(read - full));
-  report.own_mass = std::min(1.0, std::exp(step.own_lse[step.Query(request, q_head)] - full));
+  // Rounding aside at most 1; in this order of arguments a NaN stays.
+  report.union_mass = std::min(std::exp(read - full), 1.0);
+  report.own_mass = std::min(std::exp(step.own_lse[step.Query(request, q_head)] - full), 1.0);
 }
 
 void AttendForcedChunk(Step& step, int chunk) {
