@@ -50,7 +50,7 @@ struct Tally {
 class Judge {
  public:
   Judge(const World& world, int threads, Tally* tally)
-      : world_(world), spec_(world.spec()), threads_(threads), tally_(tally) {}
+      : world_(world), spec_(world.spec()), merges_(8 * threads), tally_(tally) {}
 
   void JudgeAll() {
     DecodeStats want;
@@ -146,7 +146,7 @@ class Judge {
         oracle::PaperBudget(head.q, keys, head.order, forced, spec_.options, scale, softcap);
     const BudgetInterval may =
         ExplainedBudgets(head.q, keys, head.order, forced, spec_.options, scale, softcap,
-                         KernelLanes(spec_.shape.head_dim), threads_);
+                         KernelLanes(spec_.shape.head_dim), merges_);
     ASSERT_LE(may.low, want.ranks);
     ASSERT_GE(may.high, want.ranks);
     tally_->budget_differs += head.ranks != want.ranks;
@@ -168,7 +168,7 @@ class Judge {
     }
     const tolerance::BoundedAttention want =
         tolerance::Attend(head.q, keys, values, selected, spec_.params.scale, spec_.params.softcap,
-                          KernelLanes(spec_.shape.head_dim), 2 * threads_);
+                          KernelLanes(spec_.shape.head_dim), merges_);
     for (size_t x = 0; x < out.size(); ++x) {
       ASSERT_NEAR(out[x], want.out[x].value, want.out[x].error)
           << "request " << request << " q head " << head.number << " column " << x;
@@ -194,7 +194,7 @@ class Judge {
       total += std::exp(logit.value - max);
       error = std::max(error, tolerance::Weight(logit, max));
     }
-    error += tolerance::Gamma(static_cast<double>(keys.size()) + 8 * threads_);
+    error += tolerance::Gamma(static_cast<double>(keys.size()) + 2 * merges_);
     const auto mass = [&](const std::vector<int64_t>& rows) {
       double sum = 0;
       for (int64_t p : rows) sum += std::exp(logits[p].value - max);
@@ -222,7 +222,7 @@ class Judge {
 
   const World& world_;
   const WorldSpec& spec_;
-  const int threads_;
+  const int merges_;  // of partial states: two for each of a thread's four chunks
   Tally* const tally_;
 };
 
