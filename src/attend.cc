@@ -97,6 +97,12 @@ void CombineHead(Step& step, int request, int q_head) {
   HeadReport& report = step.reports[step.Query(request, q_head)];
   report.union_rows = std::ssize(r.forced) + SelectedRows(step, request, kv_head);
   if (r.dense()) report.own_rows = report.union_rows;
+  if (q_head % step.group() == 0) {
+    int64_t& centroids = step.centroids[step.Pair(request, kv_head)];  // 0 from Plan
+    for (const auto& segment : r.segments) {
+      if (segment) centroids += segment->head(kv_head).count;
+    }
+  }
   if (!step.params.measure_mass) return;
   if (r.dense()) {
     report.own_mass = report.union_mass = 1;

@@ -172,6 +172,7 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   step.reports.assign(requests.size() * shape.q_heads, HeadReport());
   step.own_lse.assign(requests.size() * shape.q_heads, 0.0);
   step.samples.assign(requests.size() * shape.q_heads, 0u);
+  step.centroids.assign(requests.size() * shape.kv_heads, 0);
   int64_t samples = 0;
   int64_t head = 0;
   if (most_tokens > 0) {
@@ -228,9 +229,7 @@ DecodeStats DecodeStep::stats() const {
       const int64_t rows = step.reports[step.Query(request, h * shape.group())].union_rows;
       stats.rows_read += rows;
       stats.bytes_read += rows * row_bytes;
-      for (const auto& segment : r.segments) {
-        if (segment) stats.bytes_read += int64_t{2} * segment->head(h).count * shape.head_dim;
-      }
+      stats.bytes_read += int64_t{2} * step.centroids[step.Pair(request, h)] * shape.head_dim;
     }
     for (int h = 0; h < shape.q_heads; ++h)
       stats.bytes_read += step.samples[step.Query(request, h)] * key_bytes;

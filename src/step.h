@@ -32,12 +32,12 @@ struct RequestPlan {
   // Usable segments; none for a dense request, whose rows are all forced.
   std::span<const std::shared_ptr<const Segment>> segments;
   int64_t clusters = 0;  // segments * slots
-  int64_t first_cluster =
-      0;  // of KV head 0 in sizes, q head 0 in scores and taken (scaled by heads before)
+  // Of KV head 0 in sizes, of q head 0 in scores and taken (scaled by heads before).
+  int64_t first_cluster = 0;
   int64_t first_row = 0;     // of KV head 0 in rows
   int64_t row_capacity = 0;  // rows per KV head
-  std::span<const uint32_t>
-      forced;     // cells read whatever the query: sinks, recent, unclustered; dense: all
+  // Cells read whatever the query: sinks, recent, unclustered; dense: all.
+  std::span<const uint32_t> forced;
   int parts = 1;  // the segments are split in this many runs, units of rank and select
   bool dense() const { return segments.empty(); }
 };
@@ -82,6 +82,9 @@ struct Step {
   std::vector<HeadReport> reports;
   std::vector<double> own_lse;    // log-sum-exp of the head's own selection; only when measuring
   std::vector<uint32_t> samples;  // keys read for the fit
+  // [request][kv_head]: centroids scored. Kept, as all that stats() reports: it may be asked for
+  // when the indexes have changed.
+  std::vector<int64_t> centroids;
 
   int group() const { return shape.group(); }
   int num_requests() const { return static_cast<int>(requests.size()); }

@@ -1,10 +1,12 @@
 // DecodeStep: one layer's attention for the new tokens of any number of sequences, as phases that
 // the caller's threads run.
 //
-//   step.Plan(shape, params, requests, threads)     one thread, per layer and step; no allocation
-//   once warm for phase in kRank, kBudget, kSelect, kAttend, kCombine:
-//     every thread t: step.RunPhase(phase, t)       phases are separated by the caller's barrier
-//   step.stats(), step.head_reports()               what it cost
+//   step.Plan(shape, options, params, requests, threads)   one thread, per layer and step
+//   for phase in kRank, kBudget, kSelect, kAttend, kCombine:
+//     every thread t: step.RunPhase(phase, t)              the caller's barrier between phases
+//   step.stats(), step.head_reports()                      what it cost
+//
+// Nothing of this allocates once the step has seen a layer as large.
 //
 // The pipeline (../../DESIGN.md): rank scores every cluster by q . centroid and attends to the rows
 // that are always read; budget orders the clusters, fits the mass curve and finds how far each
@@ -83,17 +85,17 @@ class DecodeStep {
               std::span<const DecodeRequest> requests, int threads);
 
   // Runs thread `thread`'s share of a phase. REQUIRES: a successful Plan, 0 <= thread < threads,
-  // the previous phase done by all.
+  // the previous phase done by all; every phase once per Plan.
   void RunPhase(Phase phase, int thread);
 
-  // All phases on the calling thread. REQUIRES: planned with threads == 1.
+  // All phases on the calling thread. REQUIRES: planned with threads == 1, once per Plan.
   void Run();
 
-  // Valid after kCombine.
+  // Valid from kCombine to the next Plan, whatever becomes of the requests' memory.
   DecodeStats stats() const;
   std::span<const HeadReport> head_reports() const;
   // Cells that request `request` attended for KV head `kv_head`, ascending by position; for tests
-  // and tools (allocates).
+  // and tools (allocates). Valid likewise while the requests' cells and indexes are as they were.
   std::vector<uint32_t> SelectedCells(int request, int kv_head) const;
 
   size_t WorkspaceBytes() const;

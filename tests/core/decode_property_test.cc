@@ -114,6 +114,25 @@ TEST(DecodeProperty, AStepObjectCarriesNothingOver) {
   EXPECT_EQ(moved.WorkspaceBytes(), bytes);
 }
 
+// What a step cost may be asked for when its requests are gone.
+TEST(DecodeProperty, StatsOutliveTheRequests) {
+  DecodeStep step;
+  DecodeStats during;
+  {
+    World world(Spec(10));
+    const std::vector<DecodeRequest> requests = world.Requests();
+    const WorldSpec& spec = world.spec();
+    ASSERT_TRUE(step.Plan(spec.shape, spec.options, spec.params, requests, 1).ok());
+    step.Run();
+    during = step.stats();
+  }
+  const DecodeStats after = step.stats();
+  EXPECT_EQ(after.rows_read, during.rows_read);
+  EXPECT_EQ(after.bytes_read, during.bytes_read);
+  EXPECT_EQ(after.bytes_dense, during.bytes_dense);
+  EXPECT_EQ(step.head_reports().size(), 3u * 8);
+}
+
 TEST(DecodeProperty, AFailedPlanLeavesTheStepUsable) {
   World world(Spec(9));
   ASSERT_TRUE(world.Run(1).ok());
