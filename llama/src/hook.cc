@@ -69,25 +69,19 @@ class Hook::Impl {
   void Visit(ggml_tensor* node) {
     if (IsRewritten(node, PhaseFunction)) Restore(node);
     any_node_ = true;
+    const bool empty = IsEmptyOp(node);
+    if (!empty && node->op != GGML_OP_SET_ROWS && node->op != GGML_OP_NONE && KeyCacheLayer(node) >= 0) {
+      // A key cache rewritten other than row by row: a context shift.
+      for (auto& [first_layer, group] : groups_) group.tracker.InvalidateAll();
+    }
     if (options_.policy == Policy::kStock) {
       if (node->op == GGML_OP_FLASH_ATTN_EXT) ++batch_.stats().nodes_stock;
       return;
     }
     if (pending_ != nullptr) Settle(node);
-    switch (node->op) {
-      case GGML_OP_SET_ROWS:
-        VisitWrite(node);
-        break;
-      case GGML_OP_FLASH_ATTN_EXT:
-        VisitAttention(node);
-        break;
-      default:
-        // A key cache rewritten other than row by row: a context shift.
-        if (node->op != GGML_OP_NONE && !IsEmptyOp(node) && KeyCacheLayer(node) >= 0) {
-          for (auto& [first_layer, group] : groups_) group.tracker.InvalidateAll();
-        }
-    }
-    if (IsEmptyOp(node)) {
+    if (node->op == GGML_OP_SET_ROWS) VisitWrite(node);
+    if (node->op == GGML_OP_FLASH_ATTN_EXT) VisitAttention(node);
+    if (empty) {
       empty_.push_back(node);
     } else {
       empty_.clear();
