@@ -1,8 +1,9 @@
 // ThreadTeam on one reusable barrier: workers wait in it for the next call, and again for its end.
 #include "tactic/thread_team.h"
 
+#include <exception>
 #include <string>
-#include <system_error>
+#include <utility>
 
 #include "src/check.h"
 
@@ -27,12 +28,14 @@ Status ThreadTeam::Create(int threads, std::unique_ptr<ThreadTeam>* team) {
     return Status::InvalidArgument("threads is " + std::to_string(threads) +
                                    "; expected a number from 1 to " + std::to_string(kMaxThreads));
   }
+  std::vector<std::thread> workers;
+  workers.reserve(threads - 1);  // before there is a team, which must not be left half made
   std::unique_ptr<ThreadTeam> created(new ThreadTeam(threads));
-  created->workers_.reserve(threads - 1);
+  created->workers_ = std::move(workers);
   for (int t = 1; t < threads; ++t) {
     try {
       created->workers_.emplace_back([team = created.get(), t] { team->Work(t); });
-    } catch (const std::system_error& error) {
+    } catch (const std::exception& error) {  // no more threads, or no memory for one
       // Those that started wait for all to arrive: stand in for the missing ones, then end them.
       created->arrived_.fetch_add(threads - t);
       return Status::ResourceExhausted("thread " + std::to_string(t) + " of " +
