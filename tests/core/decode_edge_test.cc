@@ -170,6 +170,28 @@ TEST(DecodeEdge, AKeyThatIsNotFiniteGivesWhatDenseAttentionGives) {
   ASSERT_TRUE(SetIsa(SupportedIsas().front()).ok());
 }
 
+// A softcap makes an infinite logit an ordinary one, as in dense attention; a NaN stays.
+TEST(DecodeEdge, ASoftcapKeepsNansAndCapsInfinities) {
+  for (const std::string& isa : SupportedIsas()) {
+    ASSERT_TRUE(SetIsa(isa).ok());
+    for (float bad : {std::nanf(""), kInf, -kInf}) {
+      for (int64_t position : {2, 200, 399}) {
+        World world(Spec(400, [](WorldSpec& s) { s.params.softcap = 5; }));
+        std::vector<float> key(32, 0.0f);
+        key[7] = bad;
+        for (int h = 0; h < 2; ++h) world.keys().Set(world.cells(0)[position], h, key);
+        ASSERT_TRUE(world.index(0).Invalidate(position, position + 1).ok());
+        world.Build(0);
+        ASSERT_TRUE(world.Run(1).ok());
+        for (int h = 0; h < 4; ++h) {
+          ASSERT_EQ(std::isnan(world.Out(0, h)[0]), std::isnan(bad)) << isa << " " << bad;
+        }
+      }
+    }
+  }
+  ASSERT_TRUE(SetIsa(SupportedIsas().front()).ok());
+}
+
 TEST(DecodeEdge, AQueryThatIsNotFiniteGivesNan) {
   for (float bad : {std::nanf(""), kInf}) {
     World world(Spec(900));
