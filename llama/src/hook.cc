@@ -4,12 +4,14 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "ggml-backend.h"
 #include "llama/src/cell_tracker.h"
 #include "llama/src/graph_batch.h"
+#include "llama/src/huge_pages.h"
 #include "llama/src/node_rewrite.h"
 #include "src/check.h"
 #include "tactic/isa.h"
@@ -248,6 +250,11 @@ class Hook::Impl {
     // graph.
     if (!group.understood || group.slides || calls->graph == graph_) return false;
     calls->graph = graph_;
+    for (const ggml_tensor* cache : {node->src[1]->view_src, node->src[2]->view_src}) {
+      if (!large_pages_.insert(cache->buffer).second) continue;
+      PreferHugePages(ggml_backend_buffer_get_base(cache->buffer),
+                      ggml_backend_buffer_get_size(cache->buffer));
+    }
     AttentionBatch::Layer& layer = calls->layer;
     layer.view = view;
     layer.tracker = &group.tracker;
@@ -345,6 +352,7 @@ class Hook::Impl {
   std::map<int, Group> groups_;  // by the first layer of each
   std::map<std::pair<uint64_t, const ggml_tensor*>, int> group_of_mask_;
 
+  std::set<ggml_backend_buffer_t> large_pages_;  // buffers of the cache that were asked for
   uint64_t graph_ = 1;
   int last_layer_ = -1;
   uint64_t counted_graph_ = 0;
