@@ -91,14 +91,15 @@ void Cost::AddTo(nlohmann::json* record) const {
   out["fallbacks"] = fallbacks_;
   out["index_bytes"] = index_bytes_;
   out["index_build_ms"] = index_build_ms();
-  const std::optional<Mass> mass = MassReached();
-  const auto field = [&](const char* name, double Mass::*member) {
-    out[name] = mass ? nlohmann::json((*mass).*member) : nlohmann::json(nullptr);
+  const std::optional<Mass> measured = MassReached();
+  const Mass mass = measured.value_or(Mass{});
+  const auto field = [&](const char* name, double value) {
+    out[name] = measured ? nlohmann::json(value) : nlohmann::json(nullptr);
   };
-  field("mass_reached_mean", &Mass::own_mean);
-  field("target_reached_share", &Mass::own_reached);
-  field("mass_union_mean", &Mass::union_mean);
-  field("target_reached_share_union", &Mass::union_reached);
+  field("mass_reached_mean", mass.own_mean);
+  field("target_reached_share", mass.own_reached);
+  field("mass_union_mean", mass.union_mean);
+  field("target_reached_share_union", mass.union_reached);
   out["mass_cases"] = cases_;
 }
 

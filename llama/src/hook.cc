@@ -72,7 +72,8 @@ class Hook::Impl {
     if (IsRewritten(node, PhaseFunction)) Restore(node);
     any_node_ = true;
     const bool empty = IsEmptyOp(node);
-    if (!empty && node->op != GGML_OP_SET_ROWS && node->op != GGML_OP_NONE && KeyCacheLayer(node) >= 0) {
+    if (!empty && node->op != GGML_OP_SET_ROWS && node->op != GGML_OP_NONE &&
+        KeyCacheLayer(node) >= 0) {
       // A key cache rewritten other than row by row: a context shift.
       for (auto& [first_layer, group] : groups_) group.tracker.InvalidateAll();
     }
