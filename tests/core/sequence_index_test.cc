@@ -157,6 +157,34 @@ TEST(SequenceIndex, AnyHistoryGivesTheIndexOfAFreshSequence) {
   }
 }
 
+// Edits that begin or end at the first or last position of a segment.
+TEST(SequenceIndex, EditsAtBoundariesDropExactlyTheSegmentsTheyTouch) {
+  for (int64_t begin : {63, 64, 65, 127, 128}) {
+    for (int64_t end : {begin + 1, int64_t{128}, int64_t{129}, int64_t{192}}) {
+      if (end <= begin) continue;
+      Storage storage(1000);
+      Sequence removed = NewSequence(TestOptions(64), &storage, 300);
+      Build(&removed, storage);
+      Sequence rewritten{removed.index.Fork(), removed.cells};
+      ASSERT_TRUE(removed.index.RemoveRange(begin, end).ok());
+      removed.cells.erase(removed.cells.begin() + begin, removed.cells.begin() + end);
+      EXPECT_EQ(std::ssize(removed.index.segments()), begin / 64) << begin;
+      Build(&removed, storage);
+      EXPECT_NO_FATAL_FAILURE(ExpectAsFresh(removed, storage)) << begin << " " << end;
+
+      ASSERT_TRUE(rewritten.index.Invalidate(begin, end).ok());
+      for (int64_t j = 0; j < 4; ++j) {
+        const bool touched = begin < 64 * (j + 1) && end > 64 * j;
+        EXPECT_EQ(rewritten.index.segments()[j] == nullptr, touched) << begin << " " << end;
+      }
+      Sequence cut = NewSequence(TestOptions(64), &storage, 300);
+      Build(&cut, storage);
+      ASSERT_TRUE(cut.index.Truncate(begin).ok());
+      EXPECT_EQ(std::ssize(cut.index.segments()), begin / 64) << begin;
+    }
+  }
+}
+
 TEST(SequenceIndex, ASegmentClosesOnceRecentPositionsFollow) {
   Storage storage(500);
   Sequence s = NewSequence(TestOptions(64), &storage, 64 + 19);
