@@ -120,7 +120,6 @@ void AttendForcedChunk(Step& step, int chunk) {
   int64_t total = 0;
   for (int request = 0; request < step.num_requests(); ++request) {
     total += std::ssize(step.requests[request].forced);
-    for (int h = 0; h < step.shape.kv_heads; ++h) step.Used(request, h, slot) = 0;
   }
   const Share share(total, chunk, step.chunks);
   int64_t row = 0;
@@ -141,7 +140,6 @@ void AttendSelectedChunk(Step& step, int chunk) {
   int64_t total = 0;
   for (int request = 0; request < step.num_requests(); ++request) {
     for (int h = 0; h < step.shape.kv_heads; ++h) {
-      step.Used(request, h, slot) = 0;
       total += SelectedRows(step, request, h);
     }
   }

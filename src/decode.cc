@@ -167,6 +167,9 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   Grow(&step.rows, rows);
   Grow(&step.counts, pairs * step.max_parts);
   Grow(&step.used, pairs * 2 * step.chunks);
+  // A caller may leave out phases that have nothing to do, so what they used last time must not
+  // count.
+  std::fill(step.used.begin(), step.used.end(), uint8_t{0});
   Grow(&step.states,
        pairs * 2 * step.chunks * shape.group() * static_cast<int64_t>(step.StateStride()));
   step.reports.assign(requests.size() * shape.q_heads, HeadReport());

@@ -85,7 +85,8 @@ class DecodeStep {
               std::span<const DecodeRequest> requests, int threads);
 
   // Runs thread `thread`'s share of a phase. REQUIRES: a successful Plan, 0 <= thread < threads,
-  // the previous phase done by all; every phase once per Plan.
+  // the previous phase done by all; every phase once per Plan. Of a step in mode dense, kBudget,
+  // kSelect and kAttend have nothing to do and may be left out.
   void RunPhase(Phase phase, int thread);
 
   // All phases on the calling thread. REQUIRES: planned with threads == 1, once per Plan.

@@ -74,6 +74,11 @@ TEST(HookTest, PoliciesAgreeOnRealText) {
     EXPECT_TRUE(run.hook->LastProblem().ok());
     run.RollBack(1500);
   }
+  // What a policy computes does not depend on the one before it.
+  options.policy = Policy::kDense;
+  ASSERT_TRUE(run.hook->SetOptions(options).ok());
+  EXPECT_EQ(run.Decode({tokens[1500]}), logits[static_cast<int>(Policy::kDense)]);
+
   const int64_t layers = llama_model_n_layer(Model());
   EXPECT_EQ(stats[0].nodes_stock, layers);
   EXPECT_EQ(stats[0].tokens, 0);
