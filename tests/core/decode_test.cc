@@ -132,6 +132,27 @@ TEST(Decode, SegmentsOfEverySize) {
   ExpectRare(tally, "segments");
 }
 
+// Around the 32 ranks below which no curve is fitted.
+TEST(Decode, TinySequences) {
+  Tally tally;
+  for (int length : {1, 4, 16, 31, 32, 33, 40, 48, 63, 64, 65, 90}) {
+    for (int always : {0, 3}) {
+      RunAndJudge(Spec({length},
+                       [&](WorldSpec& spec) {
+                         spec.options.segment_size = 8;
+                         spec.options.cluster_size = 4;
+                         spec.options.sinks = always;
+                         spec.options.recent = 2 * always;
+                         spec.options.target = 0.5;
+                         spec.seed = static_cast<uint32_t>(length);
+                       }),
+                  1, &tally);
+      if (HasFatalFailure()) return;
+    }
+  }
+  ExpectRare(tally, "tiny");
+}
+
 TEST(Decode, ALongContext) {
   Tally tally;
   for (int segment_size : {0, 512}) {

@@ -273,6 +273,29 @@ TEST_P(KMeans, AtConvergenceEveryKeyIsNearestToItsOwnMean) {
   }
 }
 
+// Equal keys among the samples: all but the first of them are empty at first, keep their place, and
+// may win keys back once the first has moved.
+TEST_P(KMeans, AnEmptiedClusterKeepsItsPlace) {
+  std::mt19937 random(8);
+  const float values[] = {0, 1.1f, 10, 12.7f, 31};
+  int emptied = 0;
+  for (uint64_t seed = 1; seed <= 100; ++seed) {
+    std::vector<std::vector<float>> rows;
+    for (int i = 0; i < 40; ++i) {
+      rows.push_back(std::vector<float>(8, values[random() % 5]));
+      rows.back()[1] = 3;
+    }
+    Options options;
+    options.cluster_size = 6;
+    const Clustering c = Cluster(rows, ElementType::kF32, options, seed);
+    ExpectWellFormed(c);
+    ASSERT_EQ(c.clusters.count, static_cast<int>(c.want.size()));
+    for (int k = 0; k < c.clusters.count; ++k) ASSERT_EQ(c.Members(k), c.want[k].members);
+    emptied += c.clusters.count < ClusterCount(40, 6);
+  }
+  EXPECT_GT(emptied, 10) << "otherwise this tests nothing";
+}
+
 TEST_P(KMeans, EqualKeysMakeOneCluster) {
   const Clustering c = Cluster(std::vector<std::vector<float>>(200, std::vector<float>(8, 0.75f)),
                                ElementType::kF16, Options(), 1);

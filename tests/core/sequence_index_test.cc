@@ -279,17 +279,33 @@ TEST(SequenceIndex, UnitsMayRunOnAnyThreads) {
   EXPECT_NO_FATAL_FAILURE(ExpectAsFresh(s, storage));
 }
 
-TEST(SequenceIndex, TheSeedDecidesTheSamplesOfEverySegmentAndHead) {
-  Storage storage(1000);
-  Options options = TestOptions(64);
-  options.kmeans_iterations = 1;
-  Sequence a = NewSequence(options, &storage, 300);
-  Build(&a, storage);
-  options.seed = 2;
-  Sequence b{SequenceIndex(kShape, options), a.cells};
-  b.index.Append(300);
-  Build(&b, storage);
-  EXPECT_NE(a.index.segments()[0]->head(0).centroids, b.index.segments()[0]->head(0).centroids);
+// The same keys in two segments and two heads: each draws samples of its own, others with another
+// seed. One iteration: the samples still show.
+TEST(SequenceIndex, EverySegmentAndHeadDrawsItsOwnSamples) {
+  constexpr int kLength = 3 * 64 + 20;
+  std::mt19937 random(5);
+  Rows keys(ElementType::kF32, 8, 2, kLength);
+  std::vector<std::vector<float>> rows;
+  for (int i = 0; i < 64; ++i) rows.push_back(RandomRow(8, random));
+  std::vector<uint32_t> cells;
+  for (int p = 0; p < kLength; ++p) {
+    cells.push_back(static_cast<uint32_t>(p));
+    for (int h = 0; h < 2; ++h) keys.Set(p, h, rows[p % 64]);
+  }
+  const auto centroids = [&](uint64_t seed, int segment, int head) {
+    Options options = TestOptions(64);
+    options.kmeans_iterations = 1;
+    options.seed = seed;
+    SequenceIndex index(kShape, options);
+    index.Append(kLength);
+    const int units = index.PlanBuild();
+    for (int u = 0; u < units; ++u) index.BuildUnit(u, keys.View(), cells);
+    return index.segments()[segment]->head(head).centroids;
+  };
+  EXPECT_EQ(centroids(1, 1, 0), centroids(1, 1, 0));
+  EXPECT_NE(centroids(1, 1, 0), centroids(1, 2, 0));
+  EXPECT_NE(centroids(1, 1, 0), centroids(1, 1, 1));
+  EXPECT_NE(centroids(1, 1, 0), centroids(2, 1, 0));
 }
 
 TEST(SequenceIndex, MemoryIsThatOfTheSegments) {
