@@ -88,7 +88,9 @@ HWY_INLINE void Normalise(float* HWY_RESTRICT scores, size_t n, int value_dim,
   }
   const float block_max = hn::GetLane(hn::MaxOfLanes(d, max_v));
   const float poison = hn::GetLane(hn::SumOfLanes(d, nan_v));
-  if (block_max == -kInf && poison == 0) {  // every logit is -inf: no weight
+  // Every logit is -inf: no weight. Asked of the lanes: Highway's emulation never gives a maximum
+  // below the least finite number.
+  if (hn::AllTrue(d, hn::Eq(max_v, hn::Set(d, -kInf))) && poison == 0) {
     for (size_t i = 0; i < n; ++i) scores[i] = 0;
     return;
   }
