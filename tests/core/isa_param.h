@@ -13,7 +13,8 @@ namespace tactic {
 // f32 lanes of the vectors that the kernels in use have for rows of `dim` elements (load-inl.h).
 inline int KernelLanes(int dim) {
   const std::string isa = IsaName();
-  const int widest = isa.starts_with("avx3") ? 16 : isa == "avx2" ? 8 : 4;
+  // "scalar" has 1 or 4, depending on the compiler; fewer lanes are the longer chains.
+  const int widest = isa.starts_with("avx3") ? 16 : isa == "avx2" ? 8 : isa == "scalar" ? 1 : 4;
   return dim % 16 == 0 ? widest : std::min(widest, 8);
 }
 
