@@ -16,17 +16,6 @@ namespace {
 // one head at a time).
 constexpr int64_t kCellBlock = 512;
 
-// Rows of a part's list.
-std::span<const uint32_t> PartRows(Step& step, int request, int kv_head, int part) {
-  const RequestPlan& r = step.requests[request];
-  const uint32_t count = step.Counts(request, kv_head)[part];
-  if (count == 0) return {};
-  const Share segments = step.Part(r, part);
-  int64_t first = segments.begin;
-  while (!r.segments[first]) ++first;
-  return {step.Rows(r, kv_head) + r.segments[first]->first(), count};
-}
-
 int64_t SelectedRows(Step& step, int request, int kv_head) {
   const RequestPlan& r = step.requests[request];
   int64_t rows = 0;
@@ -168,6 +157,16 @@ void ClaimChunks(Step& step, std::atomic<int>& next, const F& run) {
 }
 
 }  // namespace
+
+std::span<const uint32_t> PartRows(Step& step, int request, int kv_head, int part) {
+  const RequestPlan& r = step.requests[request];
+  const uint32_t count = step.Counts(request, kv_head)[part];
+  if (count == 0) return {};
+  const Share segments = step.Part(r, part);
+  int64_t first = segments.begin;
+  while (!r.segments[first]) ++first;
+  return {step.Rows(r, kv_head) + r.segments[first]->first(), count};
+}
 
 void AttendForced(Step& step) { ClaimChunks(step, step.next_forced, AttendForcedChunk); }
 

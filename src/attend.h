@@ -3,9 +3,15 @@
 #ifndef TACTIC_SRC_ATTEND_H_
 #define TACTIC_SRC_ATTEND_H_
 
+#include <cstdint>
+#include <span>
+
 #include "src/step.h"
 
 namespace tactic {
+
+// Cells that a part's segments gave to the selection of a KV head, once stage select is done.
+std::span<const uint32_t> PartRows(Step& step, int request, int kv_head, int part);
 
 // Attends to the forced rows, which all KV heads read, together with the other threads that call
 // it: part of stage rank.

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <string>
 
+#include "src/attend.h"
 #include "src/budget_paper.h"
 #include "src/check.h"
 #include "src/check_rows.h"
@@ -247,12 +248,8 @@ std::vector<uint32_t> DecodeStep::SelectedCells(int request, int kv_head) const 
   const RequestPlan& r = step.requests[request];
   std::vector<uint32_t> chosen(r.forced.begin(), r.forced.end());
   for (int part = 0; part < (r.dense() ? 0 : r.parts); ++part) {
-    const uint32_t count = step.Counts(request, kv_head)[part];
-    int64_t first = step.Part(r, part).begin;
-    while (count > 0 && !r.segments[first]) ++first;
-    if (count == 0) continue;
-    const uint32_t* rows = step.Rows(r, kv_head) + r.segments[first]->first();
-    chosen.insert(chosen.end(), rows, rows + count);
+    const std::span<const uint32_t> rows = PartRows(step, request, kv_head, part);
+    chosen.insert(chosen.end(), rows.begin(), rows.end());
   }
   // By position: the order of the request's own list.
   std::vector<uint32_t> position_of(

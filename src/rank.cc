@@ -38,20 +38,9 @@ void ScorePart(Step& step, const RequestPlan& r, int kv_head, int part) {
 
 void RankStage(Step& step, int thread) {
   AttendForced(step);
-  // Units: the parts of every (request, KV head).
-  int64_t units = 0;
-  for (const RequestPlan& r : step.requests)
-    units += r.dense() ? 0 : static_cast<int64_t>(r.parts) * step.shape.kv_heads;
-  const Share share(units, thread, step.threads);
-  int64_t unit = 0;
-  for (const RequestPlan& r : step.requests) {
-    if (r.dense()) continue;
-    for (int h = 0; h < step.shape.kv_heads; ++h) {
-      for (int part = 0; part < r.parts; ++part, ++unit) {
-        if (unit >= share.begin && unit < share.end) ScorePart(step, r, h, part);
-      }
-    }
-  }
+  ForParts(step, thread, [&](int request, int kv_head, int part) {
+    ScorePart(step, step.requests[request], kv_head, part);
+  });
 }
 
 }  // namespace tactic

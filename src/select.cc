@@ -48,20 +48,8 @@ void SelectPart(Step& step, int request, int kv_head, int part) {
 }  // namespace
 
 void SelectStage(Step& step, int thread) {
-  int64_t units = 0;
-  for (const RequestPlan& r : step.requests)
-    units += r.dense() ? 0 : static_cast<int64_t>(r.parts) * step.shape.kv_heads;
-  const Share share(units, thread, step.threads);
-  int64_t unit = 0;
-  for (int request = 0; request < step.num_requests(); ++request) {
-    const RequestPlan& r = step.requests[request];
-    if (r.dense()) continue;
-    for (int h = 0; h < step.shape.kv_heads; ++h) {
-      for (int part = 0; part < r.parts; ++part, ++unit) {
-        if (unit >= share.begin && unit < share.end) SelectPart(step, request, h, part);
-      }
-    }
-  }
+  ForParts(step, thread,
+           [&](int request, int kv_head, int part) { SelectPart(step, request, kv_head, part); });
 }
 
 }  // namespace tactic

@@ -138,6 +138,27 @@ struct Step {
   }
 };
 
+// Calls f(request, kv_head, part) for thread `thread`'s share of the parts of all requests and KV
+// heads.
+template <class F>
+void ForParts(const Step& step, int thread, const F& f) {
+  int64_t units = 0;
+  for (const RequestPlan& r : step.requests) {
+    units += r.dense() ? 0 : static_cast<int64_t>(r.parts) * step.shape.kv_heads;
+  }
+  const Share share(units, thread, step.threads);
+  int64_t unit = 0;
+  for (int request = 0; request < step.num_requests(); ++request) {
+    const RequestPlan& r = step.requests[request];
+    if (r.dense()) continue;
+    for (int h = 0; h < step.shape.kv_heads; ++h) {
+      for (int part = 0; part < r.parts; ++part, ++unit) {
+        if (unit >= share.begin && unit < share.end) f(request, h, part);
+      }
+    }
+  }
+}
+
 // The stages; each runs thread `thread`'s share.
 void RankStage(Step& step, int thread);
 void BudgetStage(Step& step, int thread);

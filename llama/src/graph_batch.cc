@@ -5,13 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <string_view>
 
 #include "ggml-backend.h"
 
 namespace tactic::llama {
 namespace {
-
-constexpr const char* kKeyCachePrefix = "cache_k_l";
 
 bool ReadType(ggml_type type, ElementType* out) {
   switch (type) {
@@ -61,13 +60,20 @@ Status ReadRows(const ggml_tensor* view, RowsView* rows) {
 
 }  // namespace
 
+int KeyCacheLayer(const ggml_tensor* node) {
+  constexpr std::string_view kPrefix = "cache_k_l";
+  const ggml_tensor* cache = node->view_src != nullptr ? node->view_src : node;
+  if (!std::string_view(cache->name).starts_with(kPrefix)) return -1;
+  return std::atoi(cache->name + kPrefix.size());
+}
+
 Status LayerView::Read(const ggml_tensor* attention) {
   const ggml_tensor* q = attention->src[0];
   const ggml_tensor* k = attention->src[1];
   const ggml_tensor* v = attention->src[2];
   const ggml_tensor* mask = attention->src[3];
-  if (k->view_src == nullptr ||
-      std::strncmp(k->view_src->name, kKeyCachePrefix, std::strlen(kKeyCachePrefix)) != 0) {
+  layer = KeyCacheLayer(k);
+  if (k->view_src == nullptr || layer < 0) {
     return Status::Unsupported("attention reads keys from " + std::string(k->name) +
                                "; expected a KV cache");
   }
@@ -85,7 +91,6 @@ Status LayerView::Read(const ggml_tensor* attention) {
   float params[3];  // scale, max_bias, softcap
   std::memcpy(params, attention->op_params, sizeof(params));
   if (params[1] != 0) return Status::Unsupported("attention uses ALiBi");
-  layer = std::atoi(k->view_src->name + std::strlen(kKeyCachePrefix));
   node = attention;
   shape = {static_cast<int>(q->ne[2]), static_cast<int>(k->ne[2]), static_cast<int>(k->ne[0]),
            static_cast<int>(v->ne[0])};

@@ -23,6 +23,9 @@
 
 namespace tactic::llama {
 
+// The layer of a node that writes to, views, or is a key cache tensor; -1 for others.
+int KeyCacheLayer(const ggml_tensor* node);
+
 // An attention layer as the graph shows it.
 struct LayerView {
   int layer = -1;

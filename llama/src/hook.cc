@@ -19,16 +19,6 @@
 namespace tactic::llama {
 namespace {
 
-constexpr const char* kKeyCachePrefix = "cache_k_l";
-
-// The layer of a node that writes to, or is, a key cache tensor; -1 for others.
-int KeyCacheLayer(const ggml_tensor* node) {
-  const ggml_tensor* cache = node->view_src != nullptr ? node->view_src : node;
-  const size_t prefix = std::strlen(kKeyCachePrefix);
-  if (std::strncmp(cache->name, kKeyCachePrefix, prefix) != 0) return -1;
-  return std::atoi(cache->name + prefix);
-}
-
 // The nodes before attention that our first phases take: they compute nothing, and everything they
 // need has been computed.
 constexpr int kPhasesBefore = 4;  // index, rank, budget, select
