@@ -1,5 +1,6 @@
 // The C interface: handles, errors, and no exception gets out.
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -67,14 +68,16 @@ tactic_code Guarded(const F& f) noexcept {
 
 // Plans and runs a build. False when memory ran out.
 bool Build(tactic::SequenceIndex* index, const tactic::RowsView& keys,
-           std::span<const uint32_t> cells, tactic::ThreadTeam* team) {
+           const tactic::RowsView& values, std::span<const uint32_t> cells,
+           tactic::ThreadTeam* team) {
   std::atomic<int> next = 0;
   std::atomic<bool> complete = true;
   try {
     const int units = index->PlanBuild();
     const auto work = [&](int /*thread*/) {
       try {
-        for (int unit = next++; unit < units; unit = next++) index->BuildUnit(unit, keys, cells);
+        for (int unit = next++; unit < units; unit = next++)
+          index->BuildUnit(unit, keys, values, cells);
       } catch (const std::bad_alloc&) {
         complete = false;
       }
@@ -137,9 +140,11 @@ size_t tactic_row_bytes(int32_t type, size_t n) {
   return tactic::RowBytes(static_cast<tactic::ElementType>(type), n);
 }
 
-tactic_code tactic_options_init(tactic_options* options, size_t struct_size) {
+tactic_code tactic_options_init(tactic_options* options, int32_t mode, size_t struct_size) {
   return Guarded([&] {
-    return CopyDefaults("options", tactic::ToC(tactic::Options()), options, struct_size);
+    tactic::Mode parsed;
+    TACTIC_RETURN_IF_ERROR(FromC(mode, &parsed));
+    return CopyDefaults("options", tactic::ToC(tactic::Options::For(parsed)), options, struct_size);
   });
 }
 
@@ -216,8 +221,30 @@ tactic_code tactic_index_invalidate(tactic_index* index, int64_t begin, int64_t 
   });
 }
 
-tactic_code tactic_index_build(tactic_index* index, const tactic_rows* keys, const uint32_t* cells,
-                               size_t num_cells, tactic_decoder* threads) {
+tactic_code tactic_index_set_query_norms(tactic_index* index, const float* mean_squares,
+                                         size_t kv_heads) {
+  return Guarded([&] {
+    TACTIC_RETURN_IF_ERROR(NotNull("index", index));
+    TACTIC_RETURN_IF_ERROR(NotNull("mean_squares", mean_squares));
+    const auto expected = static_cast<size_t>(index->index.shape().kv_heads);
+    if (kv_heads != expected) {
+      return Status::InvalidArgument("kv_heads is " + std::to_string(kv_heads) +
+                                     "; expected the index's " + std::to_string(expected));
+    }
+    for (size_t h = 0; h < kv_heads; ++h) {
+      if (std::isfinite(mean_squares[h]) && mean_squares[h] >= 0) continue;
+      return Status::InvalidArgument("mean_squares[" + std::to_string(h) + "] is " +
+                                     std::to_string(mean_squares[h]) +
+                                     "; expected a finite number that is not negative");
+    }
+    index->index.SetQueryNorms({mean_squares, kv_heads});
+    return Status::Ok();
+  });
+}
+
+tactic_code tactic_index_build(tactic_index* index, const tactic_rows* keys,
+                               const tactic_rows* values, const uint32_t* cells, size_t num_cells,
+                               tactic_decoder* threads) {
   return Guarded([&] {
     TACTIC_RETURN_IF_ERROR(NotNull("index", index));
     TACTIC_RETURN_IF_ERROR(NotNull("keys", keys));
@@ -225,6 +252,13 @@ tactic_code tactic_index_build(tactic_index* index, const tactic_rows* keys, con
     tactic::RowsView view;
     TACTIC_RETURN_IF_ERROR(FromC("keys", *keys, &view));
     TACTIC_RETURN_IF_ERROR(tactic::CheckRows("keys", view, index->index.shape().head_dim));
+    tactic::RowsView value_view;
+    if (index->index.options().mode == tactic::Mode::kTactic) {
+      TACTIC_RETURN_IF_ERROR(NotNull("values", values));
+      TACTIC_RETURN_IF_ERROR(FromC("values", *values, &value_view));
+      TACTIC_RETURN_IF_ERROR(
+          tactic::CheckRows("values", value_view, index->index.shape().value_dim));
+    }
     if (cells == nullptr && num_cells > 0) return NotNull("cells", cells);
     if (num_cells < static_cast<size_t>(index->index.size())) {
       return Status::InvalidArgument("num_cells is " + std::to_string(num_cells) +
@@ -232,7 +266,7 @@ tactic_code tactic_index_build(tactic_index* index, const tactic_rows* keys, con
                                      std::to_string(index->index.size()));
     }
     tactic::ThreadTeam* team = threads == nullptr ? nullptr : threads->team.get();
-    if (Build(&index->index, view, {cells, num_cells}, team)) return Status::Ok();
+    if (Build(&index->index, view, value_view, {cells, num_cells}, team)) return Status::Ok();
     TACTIC_RETURN_IF_ERROR(DropUnfilled(&index->index));
     return Status::ResourceExhausted("out of memory while clustering keys");
   });
@@ -297,7 +331,9 @@ tactic_code tactic_decoder_stats(const tactic_decoder* decoder, tactic_stats* st
     TACTIC_RETURN_IF_ERROR(NotNull("stats", stats));
     if (!decoder->decoded) return Status::InvalidArgument("decoder has not decoded a step yet");
     const tactic::DecodeStats& s = decoder->stats;
-    return CopyOut("stats", tactic_stats{0, s.rows_read, s.rows_dense, s.bytes_read, s.bytes_dense},
+    return CopyOut("stats",
+                   tactic_stats{0, s.rows_read, s.rows_dense, s.bytes_read, s.bytes_dense,
+                                s.bytes_clusters, s.bytes_codes, s.bytes_rows},
                    stats);
   });
 }
@@ -316,7 +352,8 @@ tactic_code tactic_decoder_head_report(const tactic_decoder* decoder, size_t req
     }
     const tactic::HeadReport& h = decoder->step.head_reports()[request * decoder->q_heads + q_head];
     return CopyOut("report",
-                   tactic_head_report{0, h.own_rows, h.union_rows, h.own_mass, h.union_mass},
+                   tactic_head_report{0, h.own_rows, h.union_rows, h.own_mass, h.union_mass,
+                                      h.p_hat, h.code_error, h.rounds},
                    report);
   });
 }

@@ -69,6 +69,16 @@ inline tactic_options ToC(const Options& o) {
       .seed = o.seed,
       .sinks = o.sinks,
       .recent = o.recent,
+      .index = static_cast<int32_t>(o.index),
+      .bits = o.bits,
+      .bits_error = o.bits_error,
+      .skip_share = o.skip_share,
+      .skip_token = o.skip_token,
+      .unread_margin = o.unread_margin,
+      .skipped_margin = o.skipped_margin,
+      .rounds = o.rounds,
+      .tail = o.tail ? 1 : 0,
+      .dense_share = o.dense_share,
       .head_share = o.head_share,
       .near_window = o.near_window,
       .far_window = o.far_window,
@@ -77,14 +87,27 @@ inline tactic_options ToC(const Options& o) {
   };
 }
 
+inline Status FromC(int32_t in, Mode* out) {
+  if (in < TACTIC_DENSE || in > TACTIC_TACTIC) {
+    return Status::InvalidArgument(
+        "mode is " + std::to_string(in) +
+        "; expected 0 (TACTIC_DENSE), 1 (TACTIC_PAPER) or 2 (TACTIC_TACTIC)");
+  }
+  *out = static_cast<Mode>(in);
+  return Status::Ok();
+}
+
 inline Status FromC(const tactic_options* in, Options* out) {
   TACTIC_RETURN_IF_ERROR(NotNull("options", in));
   TACTIC_RETURN_IF_ERROR(CheckStructSize("options", in->struct_size, sizeof(tactic_options)));
-  if (in->mode != TACTIC_DENSE && in->mode != TACTIC_PAPER) {
-    return Status::InvalidArgument("mode is " + std::to_string(in->mode) +
-                                   "; expected 0 (TACTIC_DENSE) or 1 (TACTIC_PAPER)");
+  TACTIC_RETURN_IF_ERROR(FromC(in->mode, &out->mode));
+  if (in->index != TACTIC_CLUSTERS && in->index != TACTIC_PAGES) {
+    return Status::InvalidArgument("index is " + std::to_string(in->index) +
+                                   "; expected 0 (TACTIC_CLUSTERS) or 1 (TACTIC_PAGES)");
   }
-  out->mode = static_cast<Mode>(in->mode);
+  if (in->tail != 0 && in->tail != 1) {
+    return Status::InvalidArgument("tail is " + std::to_string(in->tail) + "; expected 0 or 1");
+  }
   out->target = in->target;
   out->cluster_size = in->cluster_size;
   out->kmeans_iterations = in->kmeans_iterations;
@@ -93,6 +116,16 @@ inline Status FromC(const tactic_options* in, Options* out) {
   out->seed = in->seed;
   out->sinks = in->sinks;
   out->recent = in->recent;
+  out->index = static_cast<IndexKind>(in->index);
+  out->bits = in->bits;
+  out->bits_error = in->bits_error;
+  out->skip_share = in->skip_share;
+  out->skip_token = in->skip_token;
+  out->unread_margin = in->unread_margin;
+  out->skipped_margin = in->skipped_margin;
+  out->rounds = in->rounds;
+  out->tail = in->tail != 0;
+  out->dense_share = in->dense_share;
   out->head_share = in->head_share;
   out->near_window = in->near_window;
   out->far_window = in->far_window;

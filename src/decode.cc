@@ -233,11 +233,14 @@ DecodeStats DecodeStep::stats() const {
       const int64_t rows = step.reports[step.Query(request, h * shape.group())].union_rows;
       stats.rows_read += rows;
       stats.bytes_read += rows * row_bytes;
-      stats.bytes_read += int64_t{2} * step.centroids[step.Pair(request, h)] * shape.head_dim;
+      const int64_t centroids = int64_t{2} * step.centroids[step.Pair(request, h)] * shape.head_dim;
+      stats.bytes_clusters += centroids;
+      stats.bytes_read += centroids;
     }
     for (int h = 0; h < shape.q_heads; ++h)
       stats.bytes_read += step.samples[step.Query(request, h)] * key_bytes;
   }
+  stats.bytes_rows = stats.bytes_read - stats.bytes_clusters - stats.bytes_codes;
   return stats;
 }
 

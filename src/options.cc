@@ -35,18 +35,46 @@ const char* ModeName(Mode mode) {
       return "dense";
     case Mode::kPaper:
       return "paper";
+    case Mode::kTactic:
+      return "tactic";
   }
   return "unknown";
 }
 
 Status ParseMode(std::string_view name, Mode* mode) {
-  for (Mode m : {Mode::kDense, Mode::kPaper}) {
+  for (Mode m : {Mode::kDense, Mode::kPaper, Mode::kTactic}) {
     if (name == ModeName(m)) {
       *mode = m;
       return Status::Ok();
     }
   }
-  return Bad("mode", std::quoted(std::string(name)), "dense or paper");
+  return Bad("mode", std::quoted(std::string(name)), "dense, paper or tactic");
+}
+
+const char* IndexKindName(IndexKind kind) {
+  return kind == IndexKind::kPages ? "pages" : "clusters";
+}
+
+Status ParseIndexKind(std::string_view name, IndexKind* kind) {
+  for (IndexKind k : {IndexKind::kClusters, IndexKind::kPages}) {
+    if (name == IndexKindName(k)) {
+      *kind = k;
+      return Status::Ok();
+    }
+  }
+  return Bad("index", std::quoted(std::string(name)), "clusters or pages");
+}
+
+Options Options::For(Mode mode) {
+  Options options;
+  options.mode = mode;
+  if (mode == Mode::kPaper) {
+    options.cluster_size = 16;
+    options.kmeans_iterations = 10;
+    options.sinks = 16;
+    options.recent = 128;
+  }
+  return options;
 }
 
 const char* ElementTypeName(ElementType type) {
@@ -66,7 +94,7 @@ const char* ElementTypeName(ElementType type) {
 }
 
 Status Options::Validate() const {
-  if (mode > Mode::kPaper) return Bad("mode", static_cast<int>(mode), "dense or paper");
+  if (mode > Mode::kTactic) return Bad("mode", static_cast<int>(mode), "dense, paper or tactic");
   if (!(target > 0 && target <= 1))
     return Bad("target", target, "a share of attention mass above 0 and at most 1");
   TACTIC_RETURN_IF_ERROR(InRange("cluster_size", cluster_size, 2, 1024));
@@ -76,6 +104,19 @@ Status Options::Validate() const {
   TACTIC_RETURN_IF_ERROR(InRange("update_interval", update_interval, 1, kLargestSegment));
   TACTIC_RETURN_IF_ERROR(InRange("sinks", sinks, 0, kLargestSegment));
   TACTIC_RETURN_IF_ERROR(InRange("recent", recent, 0, kLargestSegment));
+  if (index > IndexKind::kPages) {
+    return Bad("index", static_cast<int>(index), "clusters or pages");
+  }
+  if (bits != 0) TACTIC_RETURN_IF_ERROR(InRange("bits", bits, 2, 4));
+  if (!(bits_error > 0 && bits_error <= 100))
+    return Bad("bits_error", bits_error, "above 0 and at most 100 logits");
+  TACTIC_RETURN_IF_ERROR(InRange("skip_share", skip_share, 0.0, 1.0));
+  TACTIC_RETURN_IF_ERROR(InRange("skip_token", skip_token, 0.0, 1.0));
+  TACTIC_RETURN_IF_ERROR(InRange("unread_margin", unread_margin, 1.0, 10.0));
+  TACTIC_RETURN_IF_ERROR(InRange("skipped_margin", skipped_margin, 1.0, 10.0));
+  TACTIC_RETURN_IF_ERROR(InRange("rounds", rounds, 0, 16));
+  if (!(dense_share > 0 && dense_share <= 1))
+    return Bad("dense_share", dense_share, "above 0 and at most 1");
   if (!(head_share > 0 && head_share <= 0.5))
     return Bad("head_share", head_share, "above 0 and at most 0.5");
   if (!(window_share > 0 && window_share <= 0.1))

@@ -88,7 +88,11 @@ int SequenceIndex::PlanBuild() {
   return static_cast<int>(pending_.size()) * shape_.kv_heads;
 }
 
-void SequenceIndex::BuildUnit(int unit, const RowsView& keys, std::span<const uint32_t> cells) {
+void SequenceIndex::SetQueryNorms(std::span<const float> mean_squares) { (void)mean_squares; }
+
+void SequenceIndex::BuildUnit(int unit, const RowsView& keys, const RowsView& values,
+                              std::span<const uint32_t> cells) {
+  (void)values;
   const Pending& pending = pending_[unit / shape_.kv_heads];
   const int kv_head = unit % shape_.kv_heads;
   Segment& segment = *pending.segment;

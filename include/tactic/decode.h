@@ -59,6 +59,13 @@ struct HeadReport {
   int64_t union_rows = 0;  // rows its group read
   double own_mass = -1;    // exact mass of its own selection; -1 unless measured
   double union_mass = -1;  // exact mass of what its group read; -1 unless measured
+  // Mode tactic: the mass that its own selection is believed to have, from the exact keys it read
+  // and the codes of the others. 1 where everything was read. Other modes: -1.
+  double p_hat = -1;
+  // Mode tactic: the predicted standard deviation of a code's logit, over all coded tokens. p_hat
+  // is worth less the larger it is; above 1 there is no tail. 0 where no code was used.
+  double code_error = 0;
+  int rounds = 0;  // mode tactic: times the selection was extended
 };
 
 struct DecodeStats {
@@ -66,6 +73,10 @@ struct DecodeStats {
   int64_t rows_dense = 0;  // rows dense attention would attend
   int64_t bytes_read = 0;  // keys and values attended, centroids scored, keys sampled for the fit
   int64_t bytes_dense = 0;
+  // What bytes_read is made of:
+  int64_t bytes_clusters = 0;  // centroids, and what else is stored per cluster or segment
+  int64_t bytes_codes = 0;     // codes of keys
+  int64_t bytes_rows = 0;      // keys and values themselves
 };
 
 enum class Phase : uint8_t { kRank = 0, kBudget = 1, kSelect = 2, kAttend = 3, kCombine = 4 };

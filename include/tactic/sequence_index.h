@@ -55,9 +55,16 @@ class SequenceIndex {
   // that fill them; 0 when the index is up to date. The segments appear in segments() at once but
   // may be read only after all units ran. What an aborted step left unfilled is planned again.
   int PlanBuild();
-  // Clusters unit `unit` of the plan. `cells[p]` is the cell of position p; REQUIRES cells.size()
-  // >= size(), keys readable at these cells, and units 0 .. PlanBuild()-1 each run exactly once.
-  void BuildUnit(int unit, const RowsView& keys, std::span<const uint32_t> cells);
+  // Clusters (and codes) unit `unit` of the plan. `cells[p]` is the cell of position p; REQUIRES
+  // cells.size() >= size(), keys and values readable at these cells, and units 0 .. PlanBuild()-1
+  // each run exactly once. Mode paper does not look at `values`.
+  void BuildUnit(int unit, const RowsView& keys, const RowsView& values,
+                 std::span<const uint32_t> cells);
+
+  // Mode tactic with bits = 0: mean of |q * scale|^2 over the query heads of each KV head and some
+  // tokens of this model; [kv_heads]. It decides how many bits segments built from now on get: 3
+  // without it. Call it before the first build, with the same values for every index of a layer.
+  void SetQueryNorms(std::span<const float> mean_squares);
 
   // --- reading ---
 

@@ -95,12 +95,13 @@ typedef struct tactic_rows {
   size_t head_stride;
 } tactic_rows;
 
-enum { TACTIC_DENSE = 0, TACTIC_PAPER = 1 };
+enum { TACTIC_DENSE = 0, TACTIC_PAPER = 1, TACTIC_TACTIC = 2 };
+enum { TACTIC_CLUSTERS = 0, TACTIC_PAGES = 1 };
 
 /* Parameters of the algorithm: ranges, defaults and their reasons are in tactic/options.h. */
 typedef struct tactic_options {
   size_t struct_size;
-  int32_t mode; /* TACTIC_DENSE or TACTIC_PAPER */
+  int32_t mode; /* TACTIC_DENSE, TACTIC_PAPER or TACTIC_TACTIC */
   double target;
   int32_t cluster_size;
   int32_t kmeans_iterations;
@@ -109,6 +110,16 @@ typedef struct tactic_options {
   uint64_t seed;
   int32_t sinks;
   int32_t recent;
+  int32_t index; /* TACTIC_CLUSTERS or TACTIC_PAGES */
+  int32_t bits;
+  double bits_error;
+  double skip_share;
+  double skip_token;
+  double unread_margin;
+  double skipped_margin;
+  int32_t rounds;
+  int32_t tail; /* 0 or 1 */
+  double dense_share;
   double head_share;
   double near_window;
   double far_window;
@@ -116,8 +127,9 @@ typedef struct tactic_options {
   int32_t dense_below;
 } tactic_options;
 
-/* Fills in the defaults. struct_size: sizeof(tactic_options). */
-TACTIC_API tactic_code tactic_options_init(tactic_options* options, size_t struct_size);
+/* Fills in the defaults of a mode. struct_size: sizeof(tactic_options). */
+TACTIC_API tactic_code tactic_options_init(tactic_options* options, int32_t mode,
+                                           size_t struct_size);
 /* OK, or the first field that is out of its range. */
 TACTIC_API tactic_code tactic_options_validate(const tactic_options* options);
 
@@ -149,13 +161,19 @@ TACTIC_API tactic_code tactic_index_remove_range(tactic_index* index, int64_t be
 /* The keys of positions [begin, end) were rewritten. OUT_OF_RANGE likewise. */
 TACTIC_API tactic_code tactic_index_invalidate(tactic_index* index, int64_t begin, int64_t end);
 
-/* Clusters the keys that are due, if any. cells[p] is the cell of position p, for all positions:
- * num_cells >= size. Works on the threads of `threads`, or on the calling one where that is NULL.
- * INVALID_ARGUMENT; RESOURCE_EXHAUSTED: what was not finished is read exactly until the next build.
+/* Mean of |q * scale|^2 over the query heads of each KV head and some tokens of the model:
+ * [kv_heads]. With bits = 0 it decides how many bits the codes of later builds get. */
+TACTIC_API tactic_code tactic_index_set_query_norms(tactic_index* index, const float* mean_squares,
+                                                    size_t kv_heads);
+
+/* Clusters and codes the keys that are due, if any. values: NULL in mode paper. cells[p] is the
+ * cell of position p, for all positions: num_cells >= size. Works on the threads of `threads`, or
+ * on the calling one where that is NULL. INVALID_ARGUMENT; RESOURCE_EXHAUSTED: what was not
+ * finished is read exactly until the next build.
  */
 TACTIC_API tactic_code tactic_index_build(tactic_index* index, const tactic_rows* keys,
-                                          const uint32_t* cells, size_t num_cells,
-                                          tactic_decoder* threads);
+                                          const tactic_rows* values, const uint32_t* cells,
+                                          size_t num_cells, tactic_decoder* threads);
 
 /* --- decoding
  * ------------------------------------------------------------------------------------- */
@@ -201,6 +219,9 @@ typedef struct tactic_stats {
   int64_t rows_dense; /* what dense attention would read */
   int64_t bytes_read; /* keys and values attended, centroids, keys sampled */
   int64_t bytes_dense;
+  int64_t bytes_clusters; /* of bytes_read: centroids and what else is stored per cluster */
+  int64_t bytes_codes;    /* of bytes_read: codes of keys */
+  int64_t bytes_rows;     /* of bytes_read: keys and values */
 } tactic_stats;
 
 /* What one query head did in the last step. */
@@ -210,6 +231,9 @@ typedef struct tactic_head_report {
   int64_t union_rows; /* that its group read */
   double own_mass;    /* exact softmax mass of its selection; -1 unless measured */
   double union_mass;  /* of what its group read; -1 unless measured */
+  double p_hat;       /* mode tactic: mass its selection is believed to have; else -1 */
+  double code_error;  /* mode tactic: predicted standard deviation of a code's logit */
+  int32_t rounds;     /* mode tactic: times the selection was extended */
 } tactic_head_report;
 
 /* INVALID_ARGUMENT unless the last tactic_decode succeeded. */

@@ -148,7 +148,7 @@ void AttentionBatch::Index(Layer* layer, int thread, int threads) {
     int within = unit;
     for (const Layer::Build& build : layer->builds) {
       if (within < build.units) {
-        build.index->BuildUnit(within, layer->view.keys, build.track->cells);
+        build.index->BuildUnit(within, layer->view.keys, layer->view.values, build.track->cells);
         break;
       }
       within -= build.units;

@@ -77,7 +77,7 @@ static tactic_request Request(const tactic_index* index) {
 
 static tactic_options Options(void) {
   tactic_options options;
-  EXPECT(tactic_options_init(&options, sizeof(options)) == TACTIC_OK);
+  EXPECT(tactic_options_init(&options, TACTIC_PAPER, sizeof(options)) == TACTIC_OK);
   options.dense_below = 0;
   options.segment_size = 128;
   options.recent = 64;
@@ -172,7 +172,7 @@ static void TestPaper(void) {
   EXPECT(tactic_index_create(&shape, &options, &index) == TACTIC_OK);
   EXPECT(tactic_index_append(index, kTokens) == TACTIC_OK);
   const tactic_rows rows = RowsOf(keys, kDim);
-  EXPECT(tactic_index_build(index, &rows, cells, kTokens, decoder) == TACTIC_OK);
+  EXPECT(tactic_index_build(index, &rows, NULL, cells, kTokens, decoder) == TACTIC_OK);
   EXPECT(tactic_index_memory_bytes(index) > 0);
 
   const double targets[] = {0.3, 0.9, 1.0};
@@ -222,7 +222,7 @@ static void TestIndex(void) {
   EXPECT(tactic_index_create(&shape, &options, &index) == TACTIC_OK);
   EXPECT(tactic_index_size(index) == 0);
   EXPECT(tactic_index_append(index, 700) == TACTIC_OK);
-  EXPECT(tactic_index_build(index, &rows, cells, kTokens, NULL) == TACTIC_OK);
+  EXPECT(tactic_index_build(index, &rows, NULL, cells, kTokens, NULL) == TACTIC_OK);
   EXPECT(tactic_index_fork(index, &fork) == TACTIC_OK);
   EXPECT(tactic_index_memory_bytes(fork) == tactic_index_memory_bytes(index));
   EXPECT(tactic_index_truncate(index, 600) == TACTIC_OK);
@@ -230,26 +230,26 @@ static void TestIndex(void) {
   EXPECT(tactic_index_invalidate(index, 0, 50) == TACTIC_OK);
   EXPECT(tactic_index_size(index) == 500);
   EXPECT(tactic_index_size(fork) == 700);
-  EXPECT(tactic_index_build(index, &rows, cells, 500, NULL) == TACTIC_OK);
+  EXPECT(tactic_index_build(index, &rows, NULL, cells, 500, NULL) == TACTIC_OK);
 
   EXPECT_ERROR(tactic_index_truncate(index, 501), TACTIC_OUT_OF_RANGE, "n is 501");
   EXPECT_ERROR(tactic_index_remove_range(index, 5, 4), TACTIC_OUT_OF_RANGE, "[5, 4)");
   EXPECT_ERROR(tactic_index_invalidate(index, 0, 501), TACTIC_OUT_OF_RANGE, "[0, 501)");
   EXPECT_ERROR(tactic_index_append(index, -1), TACTIC_INVALID_ARGUMENT, "n is -1");
   EXPECT_ERROR(tactic_index_append(index, INT64_MAX), TACTIC_INVALID_ARGUMENT, "n is");
-  EXPECT_ERROR(tactic_index_build(index, &rows, cells, 499, NULL), TACTIC_INVALID_ARGUMENT,
+  EXPECT_ERROR(tactic_index_build(index, &rows, NULL, cells, 499, NULL), TACTIC_INVALID_ARGUMENT,
                "num_cells is 499; expected at least the index's 500");
-  EXPECT_ERROR(tactic_index_build(index, NULL, cells, 500, NULL), TACTIC_INVALID_ARGUMENT,
+  EXPECT_ERROR(tactic_index_build(index, NULL, NULL, cells, 500, NULL), TACTIC_INVALID_ARGUMENT,
                "keys is null");
-  EXPECT_ERROR(tactic_index_build(index, &rows, NULL, 500, NULL), TACTIC_INVALID_ARGUMENT,
+  EXPECT_ERROR(tactic_index_build(index, &rows, NULL, NULL, 500, NULL), TACTIC_INVALID_ARGUMENT,
                "cells is null");
   tactic_rows bad = rows;
   bad.type = 256; /* 0 if somebody looked at its lowest byte only */
-  EXPECT_ERROR(tactic_index_build(index, &bad, cells, 500, NULL), TACTIC_INVALID_ARGUMENT,
+  EXPECT_ERROR(tactic_index_build(index, &bad, NULL, cells, 500, NULL), TACTIC_INVALID_ARGUMENT,
                "keys.type is 256");
   bad = rows;
   bad.data = NULL;
-  EXPECT_ERROR(tactic_index_build(index, &bad, cells, 500, NULL), TACTIC_INVALID_ARGUMENT,
+  EXPECT_ERROR(tactic_index_build(index, &bad, NULL, cells, 500, NULL), TACTIC_INVALID_ARGUMENT,
                "keys.data is null");
   EXPECT(tactic_index_size(index) == 500);
   tactic_index_destroy(index);
@@ -286,8 +286,9 @@ static void TestOptions(void) {
   options.struct_size = 8;
   EXPECT_ERROR(tactic_options_validate(&options), TACTIC_INVALID_ARGUMENT,
                "options.struct_size is 8");
-  EXPECT_ERROR(tactic_options_init(&options, 8), TACTIC_INVALID_ARGUMENT, "struct_size is 8");
-  EXPECT_ERROR(tactic_options_init(NULL, sizeof(options)), TACTIC_INVALID_ARGUMENT,
+  EXPECT_ERROR(tactic_options_init(&options, TACTIC_PAPER, 8), TACTIC_INVALID_ARGUMENT,
+               "struct_size is 8");
+  EXPECT_ERROR(tactic_options_init(NULL, TACTIC_PAPER, sizeof(options)), TACTIC_INVALID_ARGUMENT,
                "options is null");
 }
 

@@ -77,7 +77,7 @@ TEST(DecodeEdge, NoVisibleRowGivesZeros) {
 
 TEST(DecodeEdge, NoRequestIsAStepToo) {
   DecodeStep step;
-  ASSERT_TRUE(step.Plan({4, 2, 32, 32}, Options(), DecodeParams(), {}, 1).ok());
+  ASSERT_TRUE(step.Plan({4, 2, 32, 32}, Options::For(Mode::kPaper), DecodeParams(), {}, 1).ok());
   step.Run();
   EXPECT_EQ(step.stats().rows_read, 0);
   EXPECT_TRUE(step.head_reports().empty());
@@ -220,13 +220,13 @@ TEST(DecodeEdge, CellsThatAreNotListedAreNeverRead) {
         values.Set(c, h, RandomRow(32, random));
       }
     }
-    Options options;
+    Options options = Options::For(Mode::kPaper);
     options.dense_below = 0;
     options.segment_size = 128;
     SequenceIndex index(shape, options);
     index.Append(kLength);
     const int units = index.PlanBuild();
-    for (int unit = 0; unit < units; ++unit) index.BuildUnit(unit, keys.View(), cells);
+    for (int unit = 0; unit < units; ++unit) index.BuildUnit(unit, keys.View(), keys.View(), cells);
     const std::vector<float> q = RandomRow(4 * 32, random);
     std::vector<float> out(4 * 32, std::nanf(""));
     DecodeRequest request;

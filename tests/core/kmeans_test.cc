@@ -200,7 +200,7 @@ TEST_P(KMeans, SeparatedKeysGiveTheOraclesPartition) {
   std::mt19937 random(3);
   for (ElementType type : kAllTypes) {
     for (int n : {1, 2, 33, 200, 500}) {
-      Options options;
+      Options options = Options::For(Mode::kPaper);
       options.cluster_size = std::max(2, n / 7);
       const int count = ClusterCount(n, options.cluster_size);
       uint64_t seed = 0;
@@ -235,7 +235,7 @@ TEST_P(KMeans, RandomKeysComeAsCloseAsTheOracle) {
       std::vector<std::vector<float>> rows;
       for (int i = 0; i < n; ++i) rows.push_back(RandomRow(dim, random));
       const uint64_t seed = random();
-      const Clustering c = Cluster(rows, ElementType::kF16, Options(), seed);
+      const Clustering c = Cluster(rows, ElementType::kF16, Options::For(Mode::kPaper), seed);
       ExpectWellFormed(c);
       double want = 0;
       for (const oracle::Cluster& cluster : c.want) {
@@ -251,7 +251,7 @@ TEST_P(KMeans, AtConvergenceEveryKeyIsNearestToItsOwnMean) {
   std::mt19937 random(5);
   std::vector<std::vector<float>> rows;
   for (int i = 0; i < 400; ++i) rows.push_back(RandomRow(16, random));
-  Options options;
+  Options options = Options::For(Mode::kPaper);
   options.kmeans_iterations = 1000;
   const Clustering c = Cluster(rows, ElementType::kF32, options, 9);
   std::vector<oracle::Row> means;
@@ -285,7 +285,7 @@ TEST_P(KMeans, AnEmptiedClusterKeepsItsPlace) {
       rows.push_back(std::vector<float>(8, values[random() % 5]));
       rows.back()[1] = 3;
     }
-    Options options;
+    Options options = Options::For(Mode::kPaper);
     options.cluster_size = 6;
     const Clustering c = Cluster(rows, ElementType::kF32, options, seed);
     ExpectWellFormed(c);
@@ -298,7 +298,7 @@ TEST_P(KMeans, AnEmptiedClusterKeepsItsPlace) {
 
 TEST_P(KMeans, EqualKeysMakeOneCluster) {
   const Clustering c = Cluster(std::vector<std::vector<float>>(200, std::vector<float>(8, 0.75f)),
-                               ElementType::kF16, Options(), 1);
+                               ElementType::kF16, Options::For(Mode::kPaper), 1);
   ExpectWellFormed(c);
   EXPECT_EQ(c.clusters.count, 1);
 }
@@ -308,7 +308,7 @@ TEST_P(KMeans, HugeKeysGiveFiniteCentroidsAndAPartition) {
   std::vector<std::vector<float>> rows;
   for (int i = 0; i < 100; ++i) rows.push_back(RandomRow(8, random, i % 7 == 0 ? 1e30f : 1.0f));
   rows[50].assign(8, std::numeric_limits<float>::max());
-  Clustering c = Cluster(rows, ElementType::kF32, Options(), 1);
+  Clustering c = Cluster(rows, ElementType::kF32, Options::For(Mode::kPaper), 1);
   EXPECT_FALSE(c.clusters.always);
   std::set<int64_t> seen;
   for (int k = 0; k < c.clusters.count; ++k) {
@@ -322,7 +322,7 @@ TEST_P(KMeans, AKeyThatIsNotFiniteMakesOneClusterThatIsAlwaysRead) {
   for (float bad : {std::nanf(""), kInf, -kInf}) {
     std::vector<std::vector<float>> rows(100, std::vector<float>(8, 1.0f));
     rows[77][5] = bad;
-    Options options;
+    Options options = Options::For(Mode::kPaper);
     Rows storage(ElementType::kF16, 8, 1, 100);
     std::vector<uint32_t> cells(100);
     std::iota(cells.begin(), cells.end(), 0u);

@@ -23,12 +23,16 @@ struct BadField {
 };
 
 TEST(Options, DefaultsAreValid) {
-  EXPECT_TRUE(Options().Validate().ok()) << Options().Validate().message();
+  for (Mode mode : {Mode::kDense, Mode::kPaper, Mode::kTactic}) {
+    const Options options = Options::For(mode);
+    EXPECT_EQ(options.mode, mode);
+    EXPECT_TRUE(options.Validate().ok()) << options.Validate().message();
+  }
 }
 
 TEST(Options, AFieldOutOfRangeIsNamedWithValueAndRange) {
   const std::vector<BadField> cases = {
-      {"mode", "77", "dense or paper", [](Options& o) { o.mode = static_cast<Mode>(77); }},
+      {"mode", "77", "dense, paper or tactic", [](Options& o) { o.mode = static_cast<Mode>(77); }},
       {"target", "0", "above 0 and at most 1", [](Options& o) { o.target = 0; }},
       {"target", "1.5", "above 0 and at most 1", [](Options& o) { o.target = 1.5; }},
       {"target", "nan", "above 0 and at most 1", [](Options& o) { o.target = std::nan(""); }},
@@ -63,10 +67,23 @@ TEST(Options, AFieldOutOfRangeIsNamedWithValueAndRange) {
       {"window_share", "0.2", "above 0 and at most 0.1", [](Options& o) { o.window_share = 0.2; }},
       {"window_share", "inf", "above 0 and at most 0.1",
        [](Options& o) { o.window_share = std::numeric_limits<double>::infinity(); }},
+      {"index", "7", "clusters or pages", [](Options& o) { o.index = static_cast<IndexKind>(7); }},
+      {"bits", "1", "from 2 to 4", [](Options& o) { o.bits = 1; }},
+      {"bits", "5", "from 2 to 4", [](Options& o) { o.bits = 5; }},
+      {"bits_error", "0", "above 0 and at most 100", [](Options& o) { o.bits_error = 0; }},
+      {"bits_error", "nan", "above 0 and at most 100",
+       [](Options& o) { o.bits_error = std::nan(""); }},
+      {"skip_share", "-1", "from 0 to 1", [](Options& o) { o.skip_share = -1; }},
+      {"skip_share", "nan", "from 0 to 1", [](Options& o) { o.skip_share = std::nan(""); }},
+      {"skip_token", "2", "from 0 to 1", [](Options& o) { o.skip_token = 2; }},
+      {"unread_margin", "0.5", "from 1 to 10", [](Options& o) { o.unread_margin = 0.5; }},
+      {"skipped_margin", "11", "from 1 to 10", [](Options& o) { o.skipped_margin = 11; }},
+      {"rounds", "-1", "from 0 to 16", [](Options& o) { o.rounds = -1; }},
+      {"dense_share", "0", "above 0 and at most 1", [](Options& o) { o.dense_share = 0; }},
       {"dense_below", "-1", "from 0 to 2147483647", [](Options& o) { o.dense_below = -1; }},
   };
   for (const BadField& bad : cases) {
-    Options options;
+    Options options = Options::For(Mode::kPaper);
     options.cluster_size = 32;  // the least segment_size
     bad.set(options);
     const Status status = options.Validate();
@@ -96,21 +113,21 @@ TEST(Options, EndsOfTheRangesAreValid) {
       [](Options& o) { o.dense_below = std::numeric_limits<int>::max(); },
   };
   for (size_t i = 0; i < ends.size(); ++i) {
-    Options options;
+    Options options = Options::For(Mode::kPaper);
     ends[i](options);
     EXPECT_TRUE(options.Validate().ok()) << i << ": " << options.Validate().message();
   }
 }
 
 TEST(Options, ModesReadAsTheyPrint) {
-  for (Mode mode : {Mode::kDense, Mode::kPaper}) {
+  for (Mode mode : {Mode::kDense, Mode::kPaper, Mode::kTactic}) {
     Mode parsed{};
     EXPECT_TRUE(ParseMode(ModeName(mode), &parsed).ok());
     EXPECT_EQ(parsed, mode);
   }
   Mode untouched = Mode::kPaper;
   const Status status = ParseMode("Paper", &untouched);
-  EXPECT_EQ(status.message(), "mode is \"Paper\"; expected dense or paper");
+  EXPECT_EQ(status.message(), "mode is \"Paper\"; expected dense, paper or tactic");
   EXPECT_EQ(untouched, Mode::kPaper);
 }
 

@@ -20,7 +20,7 @@ namespace {
 constexpr LayerShape kShape{4, 2, 8, 8};
 
 Options TestOptions(int segment_size, int update_interval = 64) {
-  Options options;
+  Options options = Options::For(Mode::kPaper);
   options.segment_size = segment_size;
   options.update_interval = update_interval;
   options.cluster_size = 8;
@@ -67,7 +67,8 @@ Sequence NewSequence(const Options& options, Storage* storage, int length) {
 
 int Build(Sequence* sequence, const Storage& storage) {
   const int units = sequence->index.PlanBuild();
-  for (int u = 0; u < units; ++u) sequence->index.BuildUnit(u, storage.View(), sequence->cells);
+  for (int u = 0; u < units; ++u)
+    sequence->index.BuildUnit(u, storage.View(), storage.View(), sequence->cells);
   return units;
 }
 
@@ -133,7 +134,8 @@ void Edit(Sequence* s, Storage* storage, std::mt19937& random) {
     default: {  // a build that is aborted after some of its units
       const int units = s->index.PlanBuild();
       const int run = units == 0 ? 0 : static_cast<int>(random() % units);
-      for (int u = 0; u < run; ++u) s->index.BuildUnit(u, storage->View(), s->cells);
+      for (int u = 0; u < run; ++u)
+        s->index.BuildUnit(u, storage->View(), storage->View(), s->cells);
     }
   }
 }
@@ -259,11 +261,11 @@ TEST(SequenceIndex, AForkDuringABuildPlansForItself) {
   Storage storage(500);
   Sequence a = NewSequence(TestOptions(64), &storage, 300);
   const int units = a.index.PlanBuild();
-  a.index.BuildUnit(0, storage.View(), a.cells);
+  a.index.BuildUnit(0, storage.View(), storage.View(), a.cells);
   Sequence b{a.index.Fork(), a.cells};
   EXPECT_EQ(Build(&b, storage), units);
   EXPECT_NO_FATAL_FAILURE(ExpectAsFresh(b, storage));
-  for (int u = 1; u < units; ++u) a.index.BuildUnit(u, storage.View(), a.cells);
+  for (int u = 1; u < units; ++u) a.index.BuildUnit(u, storage.View(), storage.View(), a.cells);
   EXPECT_NO_FATAL_FAILURE(ExpectAsFresh(a, storage));
 }
 
@@ -274,7 +276,8 @@ TEST(SequenceIndex, UnitsMayRunOnAnyThreads) {
   std::unique_ptr<ThreadTeam> team;
   ASSERT_TRUE(ThreadTeam::Create(3, &team).ok());
   team->Run([&](int thread) {
-    for (int u = thread; u < units; u += 3) s.index.BuildUnit(u, storage.View(), s.cells);
+    for (int u = thread; u < units; u += 3)
+      s.index.BuildUnit(u, storage.View(), storage.View(), s.cells);
   });
   EXPECT_NO_FATAL_FAILURE(ExpectAsFresh(s, storage));
 }
@@ -299,7 +302,7 @@ TEST(SequenceIndex, EverySegmentAndHeadDrawsItsOwnSamples) {
     SequenceIndex index(kShape, options);
     index.Append(kLength);
     const int units = index.PlanBuild();
-    for (int u = 0; u < units; ++u) index.BuildUnit(u, keys.View(), cells);
+    for (int u = 0; u < units; ++u) index.BuildUnit(u, keys.View(), keys.View(), cells);
     return index.segments()[segment]->head(head).centroids;
   };
   EXPECT_EQ(centroids(1, 1, 0), centroids(1, 1, 0));

@@ -32,7 +32,7 @@ enum class KeyKind {
 
 struct WorldSpec {
   LayerShape shape = {4, 1, 64, 64};
-  Options options;
+  Options options = Options::For(Mode::kPaper);
   DecodeParams params = {0.125f, 0, false};
   ElementType key_type = ElementType::kF16;
   ElementType value_type = ElementType::kF16;
@@ -76,7 +76,7 @@ class World {
     SequenceIndex& index = *indexes_[sequence];
     const int units = index.PlanBuild();
     for (int unit = 0; unit < units; ++unit) {
-      index.BuildUnit(unit, keys_->View(), cells_[sequence]);
+      index.BuildUnit(unit, keys_->View(), values_->View(), cells_[sequence]);
     }
   }
 

@@ -108,7 +108,8 @@ struct Executed {
     for (uint32_t cell = 0; cell <= kTokens; ++cell) cells.push_back(cell);
     index.Append(std::ssize(cells));
     const int units = index.PlanBuild();
-    for (int unit = 0; unit < units; ++unit) index.BuildUnit(unit, view(layer.keys), cells);
+    for (int unit = 0; unit < units; ++unit)
+      index.BuildUnit(unit, view(layer.keys), view(layer.values), cells);
     out.resize(layer.shape.q_heads * layer.shape.value_dim);
     DecodeRequest request;
     request.q = layer.q.data();
@@ -153,7 +154,7 @@ double OutputBound(const oracle::Row& q, const oracle::Rows& keys, const oracle:
 }
 
 TEST(CapturedTest, DenseIsTheDoubleReferenceWithinItsArithmetic) {
-  Options options;
+  Options options = Options::For(Mode::kPaper);
   options.mode = Mode::kDense;
   double worst = 0, worst_stock = 0;
   for (const CapturedLayer& layer : Layers()) {
@@ -187,7 +188,7 @@ TEST(CapturedTest, PaperSelectsTheRowsOfTheReference) {
   int pairs = 0, different = 0;
   for (const int segment_size : {0, 256}) {
     for (const double target : {0.5, 0.9}) {
-      Options options;
+      Options options = Options::For(Mode::kPaper);
       options.target = target;
       options.segment_size = segment_size;
       options.update_interval = 256;
