@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "src/coded_units.h"
 #include "src/segment.h"
 
 namespace tactic {
@@ -24,15 +25,20 @@ int64_t SelectedRows(Step& step, int request, int kv_head) {
   return rows;
 }
 
-// Attends to `cells` for one KV head into the states of `slot`, emptied before their first use.
+// The states of `slot`, emptied before their first use.
+float* UseStates(Step& step, int request, int kv_head, int slot) {
+  float* states = step.States(request, kv_head, slot);
+  if (step.Used(request, kv_head, slot)) return states;
+  step.Used(request, kv_head, slot) = 1;
+  for (int g = 0; g < step.group(); ++g)
+    ClearState(states + g * step.StateStride(), step.shape.value_dim);
+  return states;
+}
+
+// Attends to `cells` for one KV head.
 void AttendInto(Step& step, int request, int kv_head, int slot, std::span<const uint32_t> cells) {
   const RequestPlan& r = step.requests[request];
-  float* states = step.States(request, kv_head, slot);
-  if (!step.Used(request, kv_head, slot)) {
-    step.Used(request, kv_head, slot) = 1;
-    for (int g = 0; g < step.group(); ++g)
-      ClearState(states + g * step.StateStride(), step.shape.value_dim);
-  }
+  float* states = UseStates(step, request, kv_head, slot);
   cpu::AttendRows(step.Queries(r, kv_head * step.group(), step.group()), step.Keys(r, kv_head),
                   step.Values(r, kv_head), cells.data(), cells.size(), states, step.StateStride());
 }
@@ -73,11 +79,16 @@ void CombineHead(Step& step, int request, int q_head) {
   const int dim = step.shape.value_dim;
   float total[LayerShape::kMaxDim + 2];
   ClearState(total, dim);
-  for (int slot = 0; slot < 2 * step.chunks; ++slot) {
-    if (!step.Used(request, kv_head, slot)) continue;
-    MergeState(step.States(request, kv_head, slot) + (q_head % step.group()) * step.StateStride(),
-               dim, total);
-  }
+  const auto merge = [&](int first, int end) {
+    for (int slot = first; slot < end; ++slot) {
+      if (!step.Used(request, kv_head, slot)) continue;
+      MergeState(step.States(request, kv_head, slot) + (q_head % step.group()) * step.StateStride(),
+                 dim, total);
+    }
+  };
+  merge(0, 2 * step.chunks);
+  const double read = StateMax(total, dim) + std::log(static_cast<double>(StateSum(total, dim)));
+  merge(2 * step.chunks, step.num_slots());  // what was not read, by its means
   // No visible row, no output: zero, as an engine gives for a row that is masked throughout.
   const float norm = StateEmpty(total, dim) ? 0.0f : 1.0f / StateSum(total, dim);
   float* out = r.request.out + q_head * r.request.out_stride;
@@ -85,12 +96,16 @@ void CombineHead(Step& step, int request, int q_head) {
 
   HeadReport& report = step.reports[step.Query(request, q_head)];
   report.union_rows = std::ssize(r.forced) + SelectedRows(step, request, kv_head);
-  if (r.dense()) report.own_rows = report.union_rows;
+  if (r.dense()) {
+    report.own_rows = report.union_rows;
+    if (step.options.mode == Mode::kTactic) report.p_hat = 1;
+  }
   if (q_head % step.group() == 0) {
     int64_t& centroids = step.centroids[step.Pair(request, kv_head)];  // 0 from Plan
     for (const auto& segment : r.segments) {
       if (segment) centroids += segment->head(kv_head).count;
     }
+    if (!r.coded.empty()) centroids = GroupOf(step, request, kv_head).scored;
   }
   if (!step.params.measure_mass) return;
   if (r.dense()) {
@@ -98,13 +113,12 @@ void CombineHead(Step& step, int request, int q_head) {
     return;
   }
   const double full = FullLse(step, r, q_head);
-  const double read = StateMax(total, dim) + std::log(static_cast<double>(StateSum(total, dim)));
   // Rounding aside at most 1; in this order of arguments a NaN stays.
   report.union_mass = std::min(std::exp(read - full), 1.0);
   report.own_mass = std::min(std::exp(step.own_lse[step.Query(request, q_head)] - full), 1.0);
 }
 
-void AttendForcedChunk(Step& step, int chunk) {
+void AttendForcedShare(Step& step, int chunk) {
   const int slot = 2 * chunk;
   int64_t total = 0;
   for (int request = 0; request < step.num_requests(); ++request) {
@@ -124,7 +138,10 @@ void AttendForcedChunk(Step& step, int chunk) {
   }
 }
 
-void AttendSelectedChunk(Step& step, int chunk) {
+// `attend` adds a stretch of a part's rows, of which the first is number `from`, to a slot's
+// states.
+template <class F>
+void AttendSelectedChunk(Step& step, int chunk, const F& attend) {
   const int slot = 2 * chunk + 1;
   int64_t total = 0;
   for (int request = 0; request < step.num_requests(); ++request) {
@@ -141,18 +158,22 @@ void AttendSelectedChunk(Step& step, int chunk) {
         const std::span<const uint32_t> rows = PartRows(step, request, h, part);
         const std::span<const uint32_t> mine = Within(share, row, rows);
         row += std::ssize(rows);
-        if (!mine.empty()) AttendInto(step, request, h, slot, mine);
+        if (!mine.empty()) attend(request, h, part, slot, mine.data() - rows.data(), mine);
       }
     }
   }
 }
 
-// Runs every chunk that no other thread has claimed yet.
+// The next chunk that no thread has claimed yet, or step.chunks.
+int ClaimChunk(const Step& step, std::atomic<int>& next) {
+  return std::min(next.fetch_add(1, std::memory_order_relaxed), step.chunks);
+}
+
 template <class F>
-void ClaimChunks(Step& step, std::atomic<int>& next, const F& run) {
-  for (int chunk = next.fetch_add(1, std::memory_order_relaxed); chunk < step.chunks;
-       chunk = next.fetch_add(1, std::memory_order_relaxed)) {
-    run(step, chunk);
+void AttendSelected(Step& step, const F& attend) {
+  for (int chunk = ClaimChunk(step, step.next_selected); chunk < step.chunks;
+       chunk = ClaimChunk(step, step.next_selected)) {
+    AttendSelectedChunk(step, chunk, attend);
   }
 }
 
@@ -163,14 +184,37 @@ std::span<const uint32_t> PartRows(Step& step, int request, int kv_head, int par
   const uint32_t count = step.Counts(request, kv_head)[part];
   if (count == 0) return {};
   const Share segments = step.Part(r, part);
+  if (!r.coded.empty()) return {step.Rows(r, kv_head) + r.coded[segments.begin].first_key, count};
   int64_t first = segments.begin;
   while (!r.segments[first]) ++first;
   return {step.Rows(r, kv_head) + r.segments[first]->first(), count};
 }
 
-void AttendForced(Step& step) { ClaimChunks(step, step.next_forced, AttendForcedChunk); }
+bool AttendForcedChunk(Step& step) {
+  const int chunk = ClaimChunk(step, step.next_forced);
+  if (chunk == step.chunks) return false;
+  AttendForcedShare(step, chunk);
+  return true;
+}
 
-void AttendStage(Step& step, int) { ClaimChunks(step, step.next_selected, AttendSelectedChunk); }
+void AttendStage(Step& step, int) {
+  AttendSelected(step, [&](int request, int kv_head, int, int slot, ptrdiff_t,
+                           std::span<const uint32_t> cells) {
+    AttendInto(step, request, kv_head, slot, cells);
+  });
+}
+
+void AttendSelectedScored(Step& step) {
+  AttendSelected(step, [&](int request, int kv_head, int part, int slot, ptrdiff_t from,
+                           std::span<const uint32_t> cells) {
+    const RequestPlan& r = step.requests[request];
+    const float* logits =
+        Logits(step, r, kv_head * step.group()) + PartKeys(step, r, part).begin + from;
+    cpu::AttendScored(logits, static_cast<size_t>(r.keys), step.group(), step.Values(r, kv_head),
+                      cells.data(), cells.size(), UseStates(step, request, kv_head, slot),
+                      step.StateStride());
+  });
+}
 
 void CombineStage(Step& step, int thread) {
   const Share share(static_cast<int64_t>(step.num_requests()) * step.shape.q_heads, thread,

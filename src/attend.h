@@ -13,9 +13,13 @@ namespace tactic {
 // Cells that a part's segments gave to the selection of a KV head, once stage select is done.
 std::span<const uint32_t> PartRows(Step& step, int request, int kv_head, int part);
 
-// Attends to the forced rows, which all KV heads read, together with the other threads that call
-// it: part of stage rank.
-void AttendForced(Step& step);
+// Claims a share of the forced rows, which all KV heads read, and attends to it: part of stage
+// rank. False when no share is left.
+bool AttendForcedChunk(Step& step);
+
+// Attends to the selected rows, whose logits are known, with all threads that call it (mode
+// tactic).
+void AttendSelectedScored(Step& step);
 
 }  // namespace tactic
 

@@ -6,6 +6,7 @@
 #include "src/budget_paper.h"
 #include "src/check.h"
 #include "src/cluster_order.h"
+#include "src/mass.h"
 #include "src/segment.h"
 #include "src/step.h"
 
@@ -21,35 +22,6 @@ uint32_t* MemberCells(const Step& step, const RequestPlan& r, int kv_head, uint3
   const uint32_t* cells = r.request.cells.data() + segment.first();
   for (uint32_t i = begin; i < end; ++i) *out++ = cells[members[i]];
   return out;
-}
-
-// Log-sum-exp of a query head over the always-attended rows; {max, sum} relative to it. Empty:
-// {-inf, 0}.
-struct Mass {
-  float max = -std::numeric_limits<float>::infinity();
-  double sum = 0;
-
-  void Add(float other_max, double other_sum) {
-    if (other_sum == 0) return;
-    if (other_max > max) {
-      sum *= std::exp(static_cast<double>(max) - other_max);
-      max = other_max;
-    }
-    sum += other_sum * std::exp(static_cast<double>(other_max) - max);
-  }
-};
-
-Mass ForcedMass(Step& step, int request, int q_head) {
-  const int kv_head = q_head / step.group();
-  const int dim = step.shape.value_dim;
-  Mass mass;
-  for (int chunk = 0; chunk < step.chunks; ++chunk) {
-    if (!step.Used(request, kv_head, 2 * chunk)) continue;
-    const float* state =
-        step.States(request, kv_head, 2 * chunk) + (q_head % step.group()) * step.StateStride();
-    mass.Add(StateMax(state, dim), StateSum(state, dim));
-  }
-  return mass;
 }
 
 // Log-sum-exp of logits over the cells that `taken` selects, on top of `mass`: for measured steps

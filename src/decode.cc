@@ -47,10 +47,16 @@ Status CheckRequest(const LayerShape& shape, const Options& options, const Decod
                                    std::to_string(request.index->size()));
   }
   const Options& built = request.index->options();
+  if (options.mode != Mode::kDense && built.mode != options.mode) {
+    return Status::InvalidArgument(std::string("index was built for mode ") + ModeName(built.mode) +
+                                   "; expected " + ModeName(options.mode));
+  }
   if (built.sinks != options.sinks || built.recent != options.recent ||
-      built.cluster_size != options.cluster_size || built.MaxSegment() != options.MaxSegment()) {
+      built.cluster_size != options.cluster_size || built.MaxSegment() != options.MaxSegment() ||
+      built.index != options.index || built.bits != options.bits) {
     return Status::InvalidArgument(
-        "index was built with other values of sinks, recent, cluster_size or segment_size");
+        "index was built with other values of sinks, recent, cluster_size, segment_size, index or "
+        "bits");
   }
   return Status::Ok();
 }
@@ -66,12 +72,72 @@ void AppendForced(const RequestPlan& r, std::vector<uint32_t>* out) {
     append(segment->first());
     covered = segment->end();
   }
+  for (const CodedSegment& coded : r.coded) {
+    append(coded.segment->first());
+    covered = coded.segment->first() + coded.tokens;
+  }
   append(std::ssize(r.request.cells));
+}
+
+// Appends the segments that a request of mode tactic with `tokens` visible positions uses; the keys
+// of those it uses already are numbered below `*keys`.
+void AppendCoded(const SequenceIndex& index, int64_t tokens, std::vector<CodedSegment>* out,
+                 int64_t* keys) {
+  const auto add = [&](const Segment& segment, int clusters, int64_t members, bool pages) {
+    out->push_back({&segment, clusters, members, *keys, pages});
+    *keys += (members + kKeyUnit - 1) / kKeyUnit * kKeyUnit;
+  };
+  const bool pages = index.options().index == IndexKind::kPages;
+  for (int j = 0; j < index.UsableSegments(tokens); ++j) {
+    const Segment* segment = index.segments()[j].get();
+    if (segment == nullptr || segment->always()) continue;
+    add(*segment, index.slots(), segment->end() - segment->first(), pages);
+  }
+  const int open = index.UsablePages(tokens);
+  if (open > 0 && !index.open()->always())
+    add(*index.open(), open, int64_t{open} * Options::kPage, true);
 }
 
 template <class T>
 void Grow(std::vector<T>* buffer, int64_t size) {
   if (std::ssize(*buffer) < size) buffer->resize(static_cast<size_t>(size));
+}
+
+// Buffers of mode tactic.
+void PlanCoded(Step& step, int64_t clusters, int64_t keys) {
+  CodedStep& coded = step.coded;
+  const LayerShape& shape = step.shape;
+  const int64_t queries = int64_t{step.num_requests()} * shape.q_heads;
+  const int64_t pairs = int64_t{step.num_requests()} * shape.kv_heads;
+  coded.heads.assign(static_cast<size_t>(queries), CodedHead());
+  if (coded.group_capacity < pairs) {
+    coded.groups = std::make_unique<CodedGroup[]>(static_cast<size_t>(pairs));
+    coded.group_capacity = pairs;
+  }
+  for (int request = 0; request < step.num_requests(); ++request) {
+    const RequestPlan& r = step.requests[request];
+    for (int h = 0; h < shape.kv_heads; ++h) {
+      CodedGroup& group = coded.groups[step.Pair(request, h)];
+      for (std::atomic<int>& waiting : group.waiting) waiting = r.parts;
+      group.waiting[0] += step.chunks;
+      group.everything = false;
+      group.scored = 0;
+      group.scanned = 0;
+      group.means = 0;
+    }
+  }
+  Grow(&coded.packed, queries * (CodeQueryDim(shape.head_dim) / 4));
+  Grow(&coded.masses, clusters * shape.q_heads);
+  Grow(&coded.tokens, clusters * shape.q_heads);
+  Grow(&coded.floors, clusters * shape.q_heads);
+  Grow(&coded.kept, clusters * shape.kv_heads);
+  Grow(&coded.keys, keys * shape.q_heads);
+  Grow(&coded.logits, keys * shape.q_heads);
+  Grow(&coded.numbers, keys * shape.kv_heads);
+  Grow(&coded.read, keys * shape.kv_heads / kKeyUnit);
+  Grow(&coded.bins, pairs * step.max_parts * shape.group());
+  Grow(&coded.sums, pairs * step.max_parts * shape.group());
+  Grow(&coded.part_masses, pairs * step.max_parts * shape.group());
 }
 
 }  // namespace
@@ -113,11 +179,14 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   step.chunks = threads == 1 ? 1 : kChunksPerThread * threads;
   step.next_forced = 0;
   step.next_selected = 0;
+  for (std::atomic<int>& next : step.coded.next) next = 0;
   step.requests.clear();
   step.forced_cells.clear();
+  step.coded.segments.clear();
   step.max_parts = 1;
   int64_t clusters = 0;
   int64_t rows = 0;
+  int64_t keys = 0;
   int64_t most_clusters = 0;
   int64_t most_tokens = 0;
   // Units per thread: enough for an even split of what differs between KV heads and segments.
@@ -126,21 +195,29 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
     RequestPlan r;
     r.request = request;
     const int64_t tokens = std::ssize(request.cells);
-    if (request.index != nullptr && options.mode == Mode::kPaper && tokens >= options.dense_below) {
+    const bool indexed = request.index != nullptr && tokens >= options.dense_below;
+    if (indexed && options.mode == Mode::kPaper) {
       r.segments = request.index->segments().first(
           static_cast<size_t>(request.index->UsableSegments(tokens)));
     }
+    if (indexed && options.mode == Mode::kTactic) {
+      const size_t before = step.coded.segments.size();
+      AppendCoded(*request.index, tokens, &step.coded.segments, &r.keys);
+      r.coded = std::span(step.coded.segments).subspan(before);  // its length; see below
+    }
     if (!r.dense()) {
       step.slots = request.index->slots();
-      r.clusters = std::ssize(r.segments) * step.slots;
+      r.clusters = r.num_segments() * step.slots;
       r.first_cluster = clusters;
       clusters += r.clusters;
-      r.row_capacity = r.segments.back()->end();
+      r.row_capacity = r.coded.empty() ? r.segments.back()->end() : r.keys;
+      r.first_key = keys;
+      keys += r.keys;
       r.first_row = rows;
       rows += r.row_capacity * shape.kv_heads;
       const int64_t pairs = std::ssize(requests) * shape.kv_heads;
-      r.parts = static_cast<int>(
-          std::clamp<int64_t>((units + pairs - 1) / pairs, 1, std::ssize(r.segments)));
+      r.parts =
+          static_cast<int>(std::clamp<int64_t>((units + pairs - 1) / pairs, 1, r.num_segments()));
       step.max_parts = std::max(step.max_parts, r.parts);
       most_clusters = std::max(most_clusters, r.clusters);
       most_tokens = std::max(most_tokens, tokens);
@@ -149,7 +226,10 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   }
   // Spans into forced_cells in a second pass, once it has stopped growing; the first keeps their
   // lengths.
+  size_t first_coded = 0;
   for (RequestPlan& r : step.requests) {
+    r.coded = std::span(step.coded.segments).subspan(first_coded, r.coded.size());
+    first_coded += r.coded.size();
     const size_t begin = step.forced_cells.size();
     if (!r.dense()) AppendForced(r, &step.forced_cells);
     r.forced = std::span(step.forced_cells).subspan(begin);
@@ -167,19 +247,20 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   Grow(&step.sizes, clusters * shape.kv_heads);
   Grow(&step.rows, rows);
   Grow(&step.counts, pairs * step.max_parts);
-  Grow(&step.used, pairs * 2 * step.chunks);
+  Grow(&step.used, pairs * step.num_slots());
   // A caller may leave out phases that have nothing to do, so what they used last time must not
   // count.
   std::fill(step.used.begin(), step.used.end(), uint8_t{0});
   Grow(&step.states,
-       pairs * 2 * step.chunks * shape.group() * static_cast<int64_t>(step.StateStride()));
+       pairs * step.num_slots() * shape.group() * static_cast<int64_t>(step.StateStride()));
   step.reports.assign(requests.size() * shape.q_heads, HeadReport());
   step.own_lse.assign(requests.size() * shape.q_heads, 0.0);
   step.samples.assign(requests.size() * shape.q_heads, 0u);
   step.centroids.assign(requests.size() * shape.kv_heads, 0);
+  if (options.mode == Mode::kTactic) PlanCoded(step, clusters, keys);
   int64_t samples = 0;
   int64_t head = 0;
-  if (most_tokens > 0) {
+  if (most_tokens > 0 && options.mode == Mode::kPaper) {
     const CurvePlan plan = CurvePlan::Make(
         std::max<int64_t>(most_tokens, 4 * CurvePlan::kSmallestWindow), options.head_share,
         options.near_window, options.far_window, options.window_share);
@@ -198,15 +279,16 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
 }
 
 void DecodeStep::RunPhase(Phase phase, int thread) {
+  const bool coded = impl_->options.mode == Mode::kTactic;
   switch (phase) {
     case Phase::kRank:
-      return RankStage(*impl_, thread);
+      return coded ? FilterStage(*impl_) : RankStage(*impl_, thread);
     case Phase::kBudget:
-      return BudgetStage(*impl_, thread);
+      return coded ? ScanStage(*impl_) : BudgetStage(*impl_, thread);
     case Phase::kSelect:
-      return SelectStage(*impl_, thread);
+      return coded ? VerifyStage(*impl_) : SelectStage(*impl_, thread);
     case Phase::kAttend:
-      return AttendStage(*impl_, thread);
+      return coded ? TailStage(*impl_) : AttendStage(*impl_, thread);
     case Phase::kCombine:
       return CombineStage(*impl_, thread);
   }
@@ -232,15 +314,22 @@ DecodeStats DecodeStep::stats() const {
     for (int h = 0; h < shape.kv_heads; ++h) {
       const int64_t rows = step.reports[step.Query(request, h * shape.group())].union_rows;
       stats.rows_read += rows;
-      stats.bytes_read += rows * row_bytes;
-      const int64_t centroids = int64_t{2} * step.centroids[step.Pair(request, h)] * shape.head_dim;
-      stats.bytes_clusters += centroids;
-      stats.bytes_read += centroids;
+      stats.bytes_rows += rows * row_bytes;
+      const int64_t centroids = step.centroids[step.Pair(request, h)];
+      if (r.coded.empty()) {
+        stats.bytes_clusters += 2 * centroids * shape.head_dim;
+        continue;
+      }
+      // Centroid, its scale, spreads, size; mean of values and its scale. A row's member number.
+      const CodedGroup& group = step.coded.groups[step.Pair(request, h)];
+      stats.bytes_clusters += centroids * (shape.head_dim + 2 + Codes::kRuns + 1 + 4);
+      stats.bytes_clusters += group.means * (shape.value_dim + 2);
+      stats.bytes_codes += group.scanned + 2 * (rows - std::ssize(r.forced));
     }
     for (int h = 0; h < shape.q_heads; ++h)
-      stats.bytes_read += step.samples[step.Query(request, h)] * key_bytes;
+      stats.bytes_rows += step.samples[step.Query(request, h)] * key_bytes;
   }
-  stats.bytes_rows = stats.bytes_read - stats.bytes_clusters - stats.bytes_codes;
+  stats.bytes_read = stats.bytes_clusters + stats.bytes_codes + stats.bytes_rows;
   return stats;
 }
 

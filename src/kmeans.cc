@@ -51,6 +51,15 @@ class Centroids {
   std::vector<float> half_norms_;
 };
 
+// The middles of `count` even shares of [0, n).
+std::vector<uint32_t> EvenlySpaced(size_t n, int count) {
+  std::vector<uint32_t> at(count);
+  for (int c = 0; c < count; ++c) {
+    at[c] = static_cast<uint32_t>((2 * static_cast<size_t>(c) + 1) * n / (2 * count));
+  }
+  return at;
+}
+
 // Means of the members of every cluster, [count][dim]; sizes by the way. Sums in double: the order
 // of thousands of terms must not show in the result.
 void Means(const std::vector<float>& keys, int dim, const std::vector<uint16_t>& labels, int count,
@@ -98,7 +107,9 @@ void ClusterKeys(const RowsView& view, int kv_head, int head_dim, std::span<cons
   const int padded = (count + cpu::kCentroidLanes - 1) / cpu::kCentroidLanes * cpu::kCentroidLanes;
   Centroids centroids(head_dim, padded);
   const std::vector<uint32_t> initial =
-      SampleDistinct(static_cast<uint32_t>(n), static_cast<uint32_t>(count), seed);
+      options.mode == Mode::kTactic
+          ? EvenlySpaced(n, count)
+          : SampleDistinct(static_cast<uint32_t>(n), static_cast<uint32_t>(count), seed);
   for (int c = 0; c < count; ++c)
     centroids.Set(c, keys.data() + static_cast<size_t>(initial[c]) * head_dim);
 

@@ -1,6 +1,7 @@
 // K-means of the keys of one KV head in one segment (paper section 4.2): keys sampled at random as
 // initial centroids, Euclidean assignment, centroid = mean of its members, until nothing moves or
-// the iteration limit. No restarts, no k-means++.
+// the iteration limit. No restarts, no k-means++. Mode tactic starts from keys at even distances,
+// which measures the same and needs no seed.
 #ifndef TACTIC_SRC_KMEANS_H_
 #define TACTIC_SRC_KMEANS_H_
 

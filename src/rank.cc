@@ -37,7 +37,8 @@ void ScorePart(Step& step, const RequestPlan& r, int kv_head, int part) {
 }  // namespace
 
 void RankStage(Step& step, int thread) {
-  AttendForced(step);
+  while (AttendForcedChunk(step)) {
+  }
   ForParts(step, thread, [&](int request, int kv_head, int part) {
     ScorePart(step, step.requests[request], kv_head, part);
   });

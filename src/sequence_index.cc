@@ -5,6 +5,7 @@
 
 #include "src/check.h"
 #include "src/cpu/kernels.h"
+#include "src/encode.h"
 #include "src/kmeans.h"
 #include "src/random.h"
 #include "src/segment.h"
@@ -21,7 +22,10 @@ Status BadRange(int64_t begin, int64_t end, int64_t size) {
 
 // Room for clusters per segment and KV head.
 int Slots(const Options& options) {
-  const int clusters = ClusterCount(options.MaxSegment(), options.cluster_size);
+  int clusters = ClusterCount(options.MaxSegment(), options.cluster_size);
+  if (options.mode == Mode::kTactic) {  // pages, too
+    clusters = std::max(clusters, (options.MaxSegment() + Options::kPage - 1) / Options::kPage);
+  }
   return (clusters + cpu::kCentroidLanes - 1) / cpu::kCentroidLanes * cpu::kCentroidLanes;
 }
 
@@ -54,6 +58,7 @@ Status SequenceIndex::RemoveRange(int64_t begin, int64_t end) {
   size_ -= end - begin;
   while (!segments_.empty() && (!segments_.back() || segments_.back()->end() > begin))
     segments_.pop_back();
+  if (open_ && open_->end() > begin) open_ = nullptr;
   return Status::Ok();
 }
 
@@ -64,6 +69,7 @@ Status SequenceIndex::Invalidate(int64_t begin, int64_t end) {
   const int64_t last =
       std::min<int64_t>((end - 1) / length, static_cast<int64_t>(segments_.size()) - 1);
   for (int64_t j = begin / length; j <= last; ++j) segments_[j] = nullptr;
+  if (open_ && open_->end() > begin && open_->first() < end) open_ = nullptr;
   return Status::Ok();
 }
 
@@ -81,27 +87,56 @@ int SequenceIndex::PlanBuild() {
     if (first >= end) continue;  // nothing but sinks
     if (j >= std::ssize(segments_)) segments_.resize(j + 1);
     if (segments_[j] && segments_[j]->end() == end && segments_[j]->Filled()) continue;
-    pending_.push_back(
-        {static_cast<int>(j), std::make_shared<Segment>(first, end, shape_.kv_heads)});
+    pending_.push_back({j, std::make_shared<Segment>(first, end, shape_.kv_heads), nullptr});
     segments_[j] = pending_.back().segment;
   }
+  if (options_.mode == Mode::kTactic) PlanOpen(end_of_all);
   return static_cast<int>(pending_.size()) * shape_.kv_heads;
 }
 
-void SequenceIndex::SetQueryNorms(std::span<const float> mean_squares) { (void)mean_squares; }
+// The open segment follows the closed ones, which end at `closed`.
+void SequenceIndex::PlanOpen(int64_t closed) {
+  const int64_t first = std::max<int64_t>(closed, options_.sinks);
+  const int64_t pages = std::max<int64_t>(0, size_ - options_.recent - first) / Options::kPage;
+  const int64_t end = first + pages * Options::kPage;
+  if (pages == 0) {
+    open_ = nullptr;
+    return;
+  }
+  const bool kept = open_ && open_->Filled() && open_->first() == first;
+  if (kept && open_->end() == end) return;
+  pending_.push_back({kOpen, std::make_shared<Segment>(first, end, shape_.kv_heads),
+                      kept && open_->end() < end ? open_ : nullptr});
+  open_ = pending_.back().segment;
+}
+
+void SequenceIndex::SetQueryNorms(std::span<const float> mean_squares) {
+  TACTIC_CHECK(std::ssize(mean_squares) == shape_.kv_heads);
+  query_norms_.assign(mean_squares.begin(), mean_squares.end());
+}
 
 void SequenceIndex::BuildUnit(int unit, const RowsView& keys, const RowsView& values,
                               std::span<const uint32_t> cells) {
-  (void)values;
   const Pending& pending = pending_[unit / shape_.kv_heads];
   const int kv_head = unit % shape_.kv_heads;
   Segment& segment = *pending.segment;
-  // Every segment and head draws its own initial centroids, the same ones whenever it is rebuilt.
-  const uint64_t seed =
-      Random(options_.seed ^ (static_cast<uint64_t>(pending.ordinal) << 32 | kv_head)).Next();
-  ClusterKeys(keys, kv_head, shape_.head_dim,
-              cells.subspan(segment.first(), static_cast<size_t>(segment.end() - segment.first())),
-              options_, seed, slots_, &segment.mutable_head(kv_head));
+  Clusters* clusters = &segment.mutable_head(kv_head);
+  const int64_t positions = segment.end() - segment.first();
+  const auto own = cells.subspan(segment.first(), static_cast<size_t>(positions));
+  const bool open = pending.ordinal == kOpen;
+  if (options_.mode == Mode::kTactic && (open || options_.index == IndexKind::kPages)) {
+    MakePages(positions, slots_, clusters);
+  } else {
+    // Every segment and head draws its own initial centroids, the same ones whenever it is rebuilt.
+    const uint64_t seed =
+        Random(options_.seed ^ (static_cast<uint64_t>(pending.ordinal) << 32 | kv_head)).Next();
+    ClusterKeys(keys, kv_head, shape_.head_dim, own, options_, seed, slots_, clusters);
+  }
+  if (options_.mode == Mode::kTactic) {
+    EncodeClusters({keys, values, kv_head, own}, shape_, options_,
+                   query_norms_.empty() ? -1 : query_norms_[kv_head], slots_, open,
+                   pending.previous ? &pending.previous->head(kv_head) : nullptr, clusters);
+  }
   segment.CountFilled();
 }
 
@@ -114,8 +149,15 @@ int SequenceIndex::UsableSegments(int64_t num_tokens) const {
   return usable;
 }
 
+int SequenceIndex::UsablePages(int64_t num_tokens) const {
+  if (!open_) return 0;
+  const int64_t end = std::min(open_->end(), num_tokens - options_.recent);
+  return static_cast<int>(std::max<int64_t>(0, end - open_->first()) / Options::kPage);
+}
+
 size_t SequenceIndex::MemoryBytes() const {
   size_t bytes = segments_.capacity() * sizeof(segments_[0]);
+  if (open_) bytes += open_->MemoryBytes();
   for (const auto& segment : segments_) {
     if (segment) bytes += segment->MemoryBytes();
   }

@@ -12,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "src/coded.h"
 #include "src/cpu/kernels.h"
 #include "src/softmax_state.h"
 #include "tactic/decode.h"
@@ -30,8 +31,11 @@ struct Share {
 struct RequestPlan {
   DecodeRequest request;
   // Usable segments; none for a dense request, whose rows are all forced.
-  std::span<const std::shared_ptr<const Segment>> segments;
-  int64_t clusters = 0;  // segments * slots
+  std::span<const std::shared_ptr<const Segment>> segments;  // mode paper
+  std::span<const CodedSegment> coded;                       // mode tactic
+  int64_t keys = 0;                                          // of the coded segments, padded
+  int64_t first_key = 0;  // of KV head 0, scaled as first_cluster
+  int64_t clusters = 0;   // segments * slots
   // Of KV head 0 in sizes, of q head 0 in scores and taken (scaled by heads before).
   int64_t first_cluster = 0;
   int64_t first_row = 0;     // of KV head 0 in rows
@@ -39,7 +43,8 @@ struct RequestPlan {
   // Cells read whatever the query: sinks, recent, unclustered; dense: all.
   std::span<const uint32_t> forced;
   int parts = 1;  // the segments are split in this many runs, units of rank and select
-  bool dense() const { return segments.empty(); }
+  bool dense() const { return segments.empty() && coded.empty(); }
+  int64_t num_segments() const { return std::ssize(coded) + std::ssize(segments); }
 };
 
 struct Step {
@@ -59,13 +64,14 @@ struct Step {
   std::vector<uint32_t> counts;
   std::vector<uint32_t> rows;
   int max_parts = 1;
+  CodedStep coded;  // mode tactic
   // Rows are attended to in `chunks` even shares, which threads claim as they get to them: a slow
   // core takes fewer. Each share has states of its own, so that who did what does not show in the
   // result.
   int chunks = 1;
   std::atomic<int> next_forced = 0;
   std::atomic<int> next_selected = 0;
-  // [request][kv_head][2 * chunks]: forced and selected rows of each chunk, [group] states each;
+  // [request][kv_head][num_slots]: forced and selected rows of each chunk, [group] states each;
   // `used` says which were touched
   std::vector<float> states;
   std::vector<uint8_t> used;
@@ -113,11 +119,14 @@ struct Step {
 
   size_t StateStride() const { return SoftmaxStateStride(shape.value_dim); }
   // Slot 2 * chunk: forced rows; 2 * chunk + 1: selected rows.
+  // Then, in mode tactic, one for the tail of every part.
+  int num_slots() const { return 2 * chunks + (options.mode == Mode::kTactic ? max_parts : 0); }
   float* States(int request, int kv_head, int slot) {
-    return states.data() + ((Pair(request, kv_head) * 2 * chunks + slot) * group()) * StateStride();
+    return states.data() +
+           ((Pair(request, kv_head) * num_slots() + slot) * group()) * StateStride();
   }
   uint8_t& Used(int request, int kv_head, int slot) {
-    return used[Pair(request, kv_head) * 2 * chunks + slot];
+    return used[Pair(request, kv_head) * num_slots() + slot];
   }
 
   cpu::QueryHeads Queries(const RequestPlan& r, int first_q_head, int heads) const {
@@ -133,9 +142,7 @@ struct Step {
             shape.value_dim};
   }
   // Segments of a part.
-  Share Part(const RequestPlan& r, int part) const {
-    return {std::ssize(r.segments), part, r.parts};
-  }
+  Share Part(const RequestPlan& r, int part) const { return {r.num_segments(), part, r.parts}; }
 };
 
 // Calls f(request, kv_head, part) for thread `thread`'s share of the parts of all requests and KV
@@ -165,6 +172,12 @@ void BudgetStage(Step& step, int thread);
 void SelectStage(Step& step, int thread);
 void AttendStage(Step& step, int thread);
 void CombineStage(Step& step, int thread);
+// The same of mode tactic: score and filter clusters; scan codes and find thresholds; read keys and
+// verify; attend to values and add the tail.
+void FilterStage(Step& step);
+void ScanStage(Step& step);
+void VerifyStage(Step& step);
+void TailStage(Step& step);
 
 }  // namespace tactic
 

@@ -5,6 +5,10 @@
 // `recent` newer positions exist, so what is indexed is a function of the sequence alone, never of
 // how it came about. A position that no segment covers is read exactly.
 //
+// In mode tactic the positions behind the last closed segment form an open one, in whole pages of
+// Options::kPage positions, so that what is read exactly stays short; it is replaced when a page or
+// the segment is complete.
+//
 // Segments are immutable once built and reference-counted: a Fork costs O(segments) and shares
 // them. An index never reads or keeps keys; building does, through a RowsView and the caller's cell
 // list.
@@ -68,10 +72,14 @@ class SequenceIndex {
 
   // --- reading ---
 
-  // Segments by ordinal; null where none is closed.
+  // Closed segments by ordinal; null where none is closed.
   std::span<const std::shared_ptr<const Segment>> segments() const { return segments_; }
+  // The open segment; null when there is none.
+  const std::shared_ptr<const Segment>& open() const { return open_; }
   // Segments of this index that a token with `num_tokens` visible positions may use: [0, result).
   int UsableSegments(int64_t num_tokens) const;
+  // Pages of the open segment that such a token may use: the first so many.
+  int UsablePages(int64_t num_tokens) const;
   // Clusters that a segment has room for, per KV head: ids of a query's clusters are segment *
   // slots() + cluster.
   int slots() const { return slots_; }
@@ -87,10 +95,15 @@ class SequenceIndex {
   int64_t size_ = 0;
   int slots_ = 0;
   std::vector<std::shared_ptr<const Segment>> segments_;
+  std::shared_ptr<const Segment> open_;
+  std::vector<float> query_norms_;  // [kv_heads], or empty
   struct Pending {
-    int ordinal;
+    int64_t ordinal;  // kOpen: the open segment
     std::shared_ptr<Segment> segment;
+    std::shared_ptr<const Segment> previous;  // what the open segment was; may be null
   };
+  static constexpr int64_t kOpen = -1;
+  void PlanOpen(int64_t closed);
   std::vector<Pending> pending_;  // of the last PlanBuild
 };
 

@@ -111,38 +111,56 @@ HWY_INLINE void Normalise(float* HWY_RESTRICT scores, size_t n, int value_dim,
   StateSum(state, value_dim) += hn::GetLane(hn::SumOfLanes(d, sum_v)) + poison;
 }
 
+// Adds one block to the states: `rows` cells with scores [heads][kBlock], of `left` in the list.
+HWY_INLINE void AttendBlock(float* HWY_RESTRICT scores, int heads, const HeadRows& values,
+                            const uint32_t* block, size_t rows, size_t left, float* states,
+                            size_t state_stride) {
+  for (int g = 0; g < heads; ++g)
+    Normalise(scores + g * kBlock, rows, values.dim, states + g * state_stride);
+  WithTag(values.dim, [&](auto d) HWY_ATTR {
+    WithType(values.type, [&](auto type) HWY_ATTR {
+      constexpr ElementType kType = decltype(type)::value;
+      for (int g = 0; g < heads; g += kHeadsPerLoad) {
+        const float* weights = scores + g * kBlock;
+        float* out = states + g * state_stride;
+        switch (std::min(kHeadsPerLoad, heads - g)) {
+          case 4:
+            AddValues<kType, 4>(d, weights, values, block, rows, left, out, state_stride);
+            break;
+          case 3:
+            AddValues<kType, 3>(d, weights, values, block, rows, left, out, state_stride);
+            break;
+          case 2:
+            AddValues<kType, 2>(d, weights, values, block, rows, left, out, state_stride);
+            break;
+          default:
+            AddValues<kType, 1>(d, weights, values, block, rows, left, out, state_stride);
+        }
+      }
+    });
+  });
+}
+
 HWY_ATTR void AttendRows(const QueryHeads& query, const HeadRows& keys, const HeadRows& values,
                          const uint32_t* cells, size_t n, float* states, size_t state_stride) {
   HWY_ALIGN float scores[LayerShape::kMaxGroup * kBlock];
   for (size_t begin = 0; begin < n; begin += kBlock) {
     const size_t rows = std::min(kBlock, n - begin);
-    const uint32_t* block = cells + begin;
-    ScoreBlock(query, keys, block, rows, n - begin, scores);
-    for (int g = 0; g < query.heads; ++g) {
-      Normalise(scores + g * kBlock, rows, values.dim, states + g * state_stride);
+    ScoreBlock(query, keys, cells + begin, rows, n - begin, scores);
+    AttendBlock(scores, query.heads, values, cells + begin, rows, n - begin, states, state_stride);
+  }
+}
+
+HWY_ATTR void AttendScored(const float* logits, size_t logit_stride, int heads,
+                           const HeadRows& values, const uint32_t* cells, size_t n, float* states,
+                           size_t state_stride) {
+  HWY_ALIGN float scores[LayerShape::kMaxGroup * kBlock];
+  for (size_t begin = 0; begin < n; begin += kBlock) {
+    const size_t rows = std::min(kBlock, n - begin);
+    for (int g = 0; g < heads; ++g) {
+      std::memcpy(scores + g * kBlock, logits + g * logit_stride + begin, rows * sizeof(float));
     }
-    WithTag(values.dim, [&](auto d) HWY_ATTR {
-      WithType(values.type, [&](auto type) HWY_ATTR {
-        constexpr ElementType kType = decltype(type)::value;
-        for (int g = 0; g < query.heads; g += kHeadsPerLoad) {
-          const float* weights = scores + g * kBlock;
-          float* out = states + g * state_stride;
-          switch (std::min(kHeadsPerLoad, query.heads - g)) {
-            case 4:
-              AddValues<kType, 4>(d, weights, values, block, rows, n - begin, out, state_stride);
-              break;
-            case 3:
-              AddValues<kType, 3>(d, weights, values, block, rows, n - begin, out, state_stride);
-              break;
-            case 2:
-              AddValues<kType, 2>(d, weights, values, block, rows, n - begin, out, state_stride);
-              break;
-            default:
-              AddValues<kType, 1>(d, weights, values, block, rows, n - begin, out, state_stride);
-          }
-        }
-      });
-    });
+    AttendBlock(scores, heads, values, cells + begin, rows, n - begin, states, state_stride);
   }
 }
 

@@ -9,12 +9,19 @@
 namespace tactic::cpu {
 
 HWY_EXPORT(AttendRows);
+HWY_EXPORT(AttendScored);
 HWY_EXPORT(ScoreRows);
 HWY_EXPORT(ExpShifted);
 
 void AttendRows(const QueryHeads& query, const HeadRows& keys, const HeadRows& values,
                 const uint32_t* cells, size_t n, float* states, size_t state_stride) {
   HWY_DYNAMIC_DISPATCH(AttendRows)(query, keys, values, cells, n, states, state_stride);
+}
+
+void AttendScored(const float* logits, size_t logit_stride, int heads, const HeadRows& values,
+                  const uint32_t* cells, size_t n, float* states, size_t state_stride) {
+  HWY_DYNAMIC_DISPATCH(AttendScored)
+  (logits, logit_stride, heads, values, cells, n, states, state_stride);
 }
 
 void ScoreRows(const QueryHeads& query, const HeadRows& keys, const uint32_t* cells, size_t n,

@@ -57,6 +57,96 @@ void LoadRows(const HeadRows& rows, const uint32_t* cells, size_t n, float* out)
 void AssignNearest(const float* x, size_t n, int dim, const float* centroids,
                    const float* half_norms, int padded, uint16_t* labels);
 
+// --- mode tactic ---
+
+// scores[h * score_stride + c] = q_h . centroid_c * scale for c in [0,
+// padded). centroids: [dim][padded], each in units of its f16 scale.
+void ScoreByteCentroids(const QueryHeads& query, int dim, const int8_t* centroids,
+                        const uint16_t* centroid_scales, int padded, float* scores,
+                        size_t score_stride);
+
+// What is known of clusters beside their scores; all [padded].
+struct ClusterFacts {
+  const uint8_t* spreads;  // [runs + 1][padded], Codes::spreads
+  const float* log_sizes;  // log of the number of members; -inf for an empty slot
+  int padded;
+};
+
+// For one query head whose scores are given, logs of: masses[c] the estimated mass of cluster c,
+// floors[c] what it has at least (Jensen), tokens[c] what a single member could have at three
+// standard deviations. run_energy[r] = sum of (q * scale)^2 over run r of the head's elements.
+void EstimateClusters(const ClusterFacts& facts, const float* scores, const float* run_energy,
+                      float softcap, float* masses, float* floors, float* tokens);
+
+// Sum of those of x[0, n) that are at most `limit`; n is a multiple of kCentroidLanes.
+float SumUpTo(const float* x, size_t n, float limit);
+
+// Codes of keys in blocks of kCodeBlock (src/codes.h).
+struct CodedKeys {
+  const uint8_t* planes;
+  const uint8_t* scales;
+  int bits;
+  int dim;
+};
+
+// A query head as the codes are scanned with: the logit of a residual is t * (dot * factor +
+// offset) with dot = sum over elements of stored level * packed element.
+struct CodeQuery {
+  const int32_t* packed;  // [CodeQueryDim(dim) / 4]: four signed bytes each
+  float factor;
+  float offset;
+  float half_variance;  // of a logit's error: half_variance * t^2
+  float reference;      // logits are returned less this
+};
+
+// v / 2 is taken to be at most this: a code that bad says nothing, and exponentials must not
+// overflow. (At 3, the mass of a lost token was declared negligible.)
+inline constexpr float kLargestHalfVariance = 20.0f;
+// Exponents are cut here, so that sums over any context stay finite.
+inline constexpr float kLargestExponent = 70.0f;
+
+// keys[h * key_stride + i], which hold the scores of the keys' centroids for the members of the
+// blocks listed and -inf for keys of skipped clusters, become l + v / 2 - reference; sums[h] += the
+// sum of their exponentials. `heads` <= 32 queries.
+void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
+               const uint16_t* blocks, size_t num_blocks, float* keys, size_t key_stride,
+               float* sums);
+
+// A histogram of keys: bin b holds those in [low + b / kBinsPerLogit, ...), the last one all above.
+inline constexpr int kMassBins = 512;
+inline constexpr float kBinsPerLogit = 16.0f;
+struct MassBins {
+  float mass[kMassBins];
+  uint32_t count[kMassBins];
+};
+// Adds the keys in [0, n) that are at least `low`: exp(key) and 1. n is a multiple of kCodeBlock.
+void AddToBins(const float* keys, size_t n, float low, MassBins* bins);
+
+// Appends to `out` the numbers i in [0, n) for which keys[h * key_stride + i] lies in [low[h],
+// high[h]) for some head h and whose bit in `read` is not set, sets it, and returns how many. n is
+// a multiple of kCodeBlock; `read` has n bits, rounded up to 64.
+size_t SelectKeys(const float* keys, size_t key_stride, int heads, const float* low,
+                  const float* high, size_t n, uint64_t* read, uint32_t* out);
+
+// Over rows i in [0, n) with key keys[numbers[i]] in [low, high): *exact += sum of exp(logits[i] -
+// reference), *estimated += sum of exp(key). Returns how many there are.
+size_t SumRange(const float* keys, const uint32_t* numbers, const float* logits, size_t n,
+                float low, float high, float reference, double* exact, double* estimated);
+
+// weights[i] = exp(l) of key i in [0, n), l = key - v / 2, or 0 where its bit in `read` is set. n
+// is a multiple of kCodeBlock.
+void UnreadWeights(const float* keys, const uint8_t* scales, size_t n, float half_variance,
+                   const uint64_t* read, float* weights);
+
+// state += sum over c of weights[c] * means[c], relative to the state's maximum, which is already
+// that of the weights. means: [n][dim], each in units of its f16 scale.
+void AddMeans(const float* weights, const int8_t* means, const uint16_t* mean_scales, size_t n,
+              int dim, float* state);
+
+// As AttendRows, with the logits of the keys at hand: logits[h * logit_stride + i].
+void AttendScored(const float* logits, size_t logit_stride, int heads, const HeadRows& values,
+                  const uint32_t* cells, size_t n, float* states, size_t state_stride);
+
 }  // namespace tactic::cpu
 
 #endif  // TACTIC_SRC_CPU_KERNELS_H_

@@ -1,0 +1,377 @@
+// The code scan of mode tactic and the selection over its results. Included once per target.
+#if defined(TACTIC_SRC_CPU_SCAN_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TACTIC_SRC_CPU_SCAN_INL_H_
+#undef TACTIC_SRC_CPU_SCAN_INL_H_
+#else
+#define TACTIC_SRC_CPU_SCAN_INL_H_
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "src/cpu/estimate-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tactic::cpu {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+#if HWY_TARGET == HWY_SCALAR
+// Without vectors: key by key, straight from the layout.
+template <int kBits>
+HWY_INLINE int StoredLevel(const uint8_t* HWY_RESTRICT block, size_t key, size_t element,
+                           size_t magnitude_rows) {
+  const CodeBook& book = kCodeBooks[kBits];
+  const size_t quad = element / 4;
+  const uint8_t* column = block + 4 * key + element % 4;
+  if (kBits == 3) {
+    const int level = book.level[column[quad / 4 * kCodeRow] >> 2 * (quad % 4) & 3];
+    const bool negative = column[(magnitude_rows + quad / 8) * kCodeRow] >> quad % 8 & 1;
+    return negative ? 127 - level : level;
+  }
+  const int code = kBits == 2 ? column[quad / 4 * kCodeRow] >> 2 * (quad % 4) & 3
+                              : column[quad / 2 * kCodeRow] >> 4 * (quad % 2) & 15;
+  return code < book.magnitudes ? 127 - book.level[book.magnitudes - 1 - code]
+                                : book.level[code - book.magnitudes];
+}
+
+template <int kBits, int kHeads>
+HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, float softcap,
+                           const uint16_t* blocks, size_t num_blocks, float* keys,
+                           size_t key_stride, float* sums) {
+  const hn::CappedTag<float, 1> d;
+  const auto dim = static_cast<size_t>(codes.dim);
+  for (size_t i = 0; i < num_blocks * kCodeBlock; ++i) {
+    const uint8_t* block = codes.planes + blocks[i / kCodeBlock] * CodeBlockBytes(codes.dim, kBits);
+    const size_t at = blocks[i / kCodeBlock] * size_t{kCodeBlock} + i % kCodeBlock;
+    const float t = ByteToFloat(codes.scales[at]);
+    int32_t dots[kHeads] = {};
+    for (size_t x = 0; x < dim; ++x) {
+      const int level =
+          StoredLevel<kBits>(block, i % kCodeBlock, x, CodeRows(codes.dim, kSmallestBits));
+      for (int g = 0; g < kHeads; ++g)
+        dots[g] += level * reinterpret_cast<const int8_t*>(queries[g].packed)[x];
+    }
+    for (int g = 0; g < kHeads; ++g) {
+      float& key = keys[g * key_stride + at];
+      const float residual =
+          t * (static_cast<float>(dots[g]) * queries[g].factor + queries[g].offset);
+      const float logit = hn::GetLane(Capped(d, hn::Set(d, key + residual), softcap));
+      key = logit - queries[g].reference +
+            std::min(t * t * queries[g].half_variance, kLargestHalfVariance);
+      sums[g] += hn::GetLane(hn::Exp(d, hn::Set(d, std::min(key, kLargestExponent))));
+    }
+  }
+}
+#else
+using ByteTag = hn::CappedTag<uint8_t, kCodeRow>;
+using DotTag = hn::Repartition<int32_t, ByteTag>;
+using KeyTag = hn::Repartition<float, ByteTag>;
+
+// sum[i] + the sum over j in [0, 4) of levels[4 i + j] * q[4 i + j]. Levels are below 128, so the
+// two-step forms cannot saturate. Highway of this version has no such operation.
+HWY_INLINE hn::Vec<DotTag> DotAdd(hn::Vec<DotTag> sum, hn::Vec<ByteTag> levels, hn::Vec<DotTag> q) {
+#if HWY_TARGET != HWY_EMU128 && HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+  // By name: this version of Highway compiles the target without the intrinsics' flag, but uses it
+  // only where the instruction exists.
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(levels.raw), "v"(q.raw));
+  return sum;
+#elif HWY_TARGET == HWY_AVX3
+  const __m512i pairs = _mm512_maddubs_epi16(levels.raw, q.raw);
+  return hn::Vec<DotTag>{_mm512_add_epi32(sum.raw, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+#elif HWY_TARGET == HWY_AVX2
+  const __m256i pairs = _mm256_maddubs_epi16(levels.raw, q.raw);
+  return hn::Vec<DotTag>{_mm256_add_epi32(sum.raw, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+#elif HWY_TARGET == HWY_SSE4
+  const __m128i pairs = _mm_maddubs_epi16(levels.raw, q.raw);
+  return hn::Vec<DotTag>{_mm_add_epi32(sum.raw, _mm_madd_epi16(pairs, _mm_set1_epi16(1)))};
+#elif HWY_TARGET != HWY_EMU128 && HWY_ARCH_ARM_A64
+  const int8x16_t a = vreinterpretq_s8_u8(levels.raw);
+  const int8x16_t b = vreinterpretq_s8_s32(q.raw);
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b));
+  const int16x8_t high = vmull_s8(vget_high_s8(a), vget_high_s8(b));
+  return hn::Vec<DotTag>{vpadalq_s16(sum.raw, vpaddq_s16(low, high))};
+#else
+  HWY_ALIGN uint8_t l[kCodeRow];
+  HWY_ALIGN int32_t p[kCodeRow / 4];
+  HWY_ALIGN int32_t s[kCodeRow / 4];
+  hn::Store(levels, ByteTag(), l);
+  hn::Store(q, DotTag(), p);
+  hn::Store(sum, DotTag(), s);
+  for (size_t i = 0; i < hn::Lanes(DotTag()); ++i) {
+    int8_t four[4];
+    std::memcpy(four, &p[i], 4);
+    for (size_t j = 0; j < 4; ++j) s[i] += l[4 * i + j] * four[j];
+  }
+  return hn::Load(DotTag(), s);
+#endif
+}
+
+// What turns the bits of a code into its stored level, by byte shuffles of four bits each: of codes
+// of two bits one half of the table looks at the lower of two, the other at the upper.
+struct LevelTables {
+  hn::Vec<ByteTag> low;
+  hn::Vec<ByteTag> high;
+};
+
+template <int kBits>
+HWY_INLINE LevelTables MakeLevelTables() {
+  const CodeBook& book = kCodeBooks[kBits];
+  const auto level = [&book](int code) HWY_ATTR {
+    if (kBits == 3) return book.level[code];  // a magnitude
+    return code < book.magnitudes
+               ? static_cast<uint8_t>(127 - book.level[book.magnitudes - 1 - code])
+               : book.level[code - book.magnitudes];
+  };
+  HWY_ALIGN uint8_t low[16];
+  HWY_ALIGN uint8_t high[16];
+  for (int i = 0; i < 16; ++i) {
+    low[i] = level(kBits == 4 ? i : i % 4);
+    high[i] = level(kBits == 4 ? i : i / 4);
+  }
+  const ByteTag d;
+  return {hn::LoadDup128(d, low), hn::LoadDup128(d, high)};
+}
+
+HWY_INLINE hn::Vec<ByteTag> UpperFour(hn::Vec<ByteTag> v) {
+  const ByteTag d;
+  const hn::Repartition<uint16_t, ByteTag> d16;
+  return hn::And(hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, v))), hn::Set(d, 15));
+}
+
+// Groups of four elements that one row of magnitudes or counts yields.
+template <int kBits>
+inline constexpr size_t kQuadsPerRow = kBits == 4 ? 2 : 4;
+
+// Levels of the groups of row `r` of a block, for the keys of one vector. `row` and `signs` point
+// at these keys' bytes.
+template <int kBits>
+HWY_INLINE void RowLevels(const LevelTables& tables, const uint8_t* HWY_RESTRICT row,
+                          const uint8_t* HWY_RESTRICT signs, size_t r, hn::Vec<ByteTag>* levels) {
+  const ByteTag d;
+  const auto packed = hn::LoadU(d, row);
+  const auto lower = hn::And(packed, hn::Set(d, 15));
+  const auto upper = UpperFour(packed);
+  if constexpr (kBits == 4) {
+    levels[0] = hn::TableLookupBytes(tables.low, lower);
+    levels[1] = hn::TableLookupBytes(tables.low, upper);
+  } else {
+    levels[0] = hn::TableLookupBytes(tables.low, lower);
+    levels[1] = hn::TableLookupBytes(tables.high, lower);
+    levels[2] = hn::TableLookupBytes(tables.low, upper);
+    levels[3] = hn::TableLookupBytes(tables.high, upper);
+    if constexpr (kBits == 3) {
+      // Negative: 127 - level, which is every bit but the highest flipped.
+      const auto sign = hn::LoadU(d, signs + r / 2 * kCodeRow);
+      const auto flip = hn::Set(d, 127);
+      for (size_t k = 0; k < 4; ++k) {
+        const auto bit = hn::Set(d, static_cast<uint8_t>(1u << (4 * (r % 2) + k)));
+        levels[k] = hn::IfThenElse(hn::TestBit(sign, bit), hn::Xor(levels[k], flip), levels[k]);
+      }
+    }
+  }
+}
+
+// Dot products of the keys of kVectors vectors (which start at `planes[v]`, within their blocks'
+// first rows) with kHeads queries.
+template <int kBits, int kHeads, size_t kVectors>
+HWY_INLINE void CodeDots(const LevelTables& tables, const uint8_t* const* planes, int dim,
+                         const CodeQuery* queries, hn::Vec<DotTag> (*dots)[kVectors]) {
+  const DotTag di;
+  const size_t quads = static_cast<size_t>(dim) / 4;
+  const size_t rows = (quads + kQuadsPerRow<kBits> - 1) / kQuadsPerRow<kBits>;
+  for (int g = 0; g < kHeads; ++g) {
+    for (size_t v = 0; v < kVectors; ++v) dots[g][v] = hn::Zero(di);
+  }
+  for (size_t r = 0; r < rows; ++r) {
+    hn::Vec<ByteTag> levels[kVectors][kQuadsPerRow<kBits>];
+    for (size_t v = 0; v < kVectors; ++v) {
+      RowLevels<kBits>(tables, planes[v] + r * kCodeRow, planes[v] + rows * kCodeRow, r, levels[v]);
+    }
+    for (size_t k = 0; k < kQuadsPerRow<kBits>; ++k) {
+      for (int g = 0; g < kHeads; ++g) {
+        const auto q = hn::Set(di, queries[g].packed[r * kQuadsPerRow<kBits> + k]);
+        for (size_t v = 0; v < kVectors; ++v) dots[g][v] = DotAdd(dots[g][v], levels[v][k], q);
+      }
+    }
+  }
+}
+
+template <int kBits, int kHeads>
+HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, float softcap,
+                           const uint16_t* HWY_RESTRICT blocks, size_t num_blocks,
+                           float* HWY_RESTRICT keys, size_t key_stride, float* HWY_RESTRICT sums) {
+  const KeyTag d;
+  // Vectors at a time: enough sums in flight to hide the latency of the dot products.
+  constexpr size_t kVectors = 2;
+  const size_t lanes = hn::Lanes(d);
+  const size_t per_block = kCodeBlock / lanes;
+  const size_t block_bytes = CodeBlockBytes(codes.dim, kBits);
+  const LevelTables tables = MakeLevelTables<kBits>();
+  hn::Vec<KeyTag> total[kHeads];
+  for (int g = 0; g < kHeads; ++g) total[g] = hn::Zero(d);
+  const size_t units = num_blocks * per_block;
+  for (size_t u = 0; u < units; u += kVectors) {
+    const uint8_t* planes[kVectors];
+    size_t first[kVectors];
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t unit = std::min(u + v, units - 1);
+      const size_t part = unit % per_block * lanes;
+      first[v] = blocks[unit / per_block] * size_t{kCodeBlock} + part;
+      planes[v] = codes.planes + blocks[unit / per_block] * block_bytes + 4 * part;
+    }
+    hn::Vec<DotTag> dots[kHeads][kVectors];
+    CodeDots<kBits, kHeads, kVectors>(tables, planes, codes.dim, queries, dots);
+    for (size_t v = 0; v < kVectors && u + v < units; ++v) {
+      const auto t = LoadByteFloats(d, codes.scales + first[v]);
+      for (int g = 0; g < kHeads; ++g) {
+        float* key = keys + g * key_stride + first[v];
+        const auto residual =
+            hn::Mul(t, hn::MulAdd(hn::ConvertTo(d, dots[g][v]), hn::Set(d, queries[g].factor),
+                                  hn::Set(d, queries[g].offset)));
+        const auto logit = Capped(d, hn::Add(hn::LoadU(d, key), residual), softcap);
+        const auto half = hn::Min(hn::Mul(hn::Mul(t, t), hn::Set(d, queries[g].half_variance)),
+                                  hn::Set(d, kLargestHalfVariance));
+        const auto x = hn::Add(hn::Sub(logit, hn::Set(d, queries[g].reference)), half);
+        hn::StoreU(x, d, key);
+        total[g] = hn::Add(total[g], hn::Exp(d, hn::Min(x, hn::Set(d, kLargestExponent))));
+      }
+    }
+  }
+  for (int g = 0; g < kHeads; ++g) sums[g] += hn::GetLane(hn::SumOfLanes(d, total[g]));
+}
+#endif  // HWY_SCALAR
+
+HWY_ATTR void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
+                        const uint16_t* blocks, size_t num_blocks, float* keys, size_t key_stride,
+                        float* sums) {
+  const auto run = [&](auto bits, auto count, int g) HWY_ATTR {
+    ScanBlocks<decltype(bits)::value, decltype(count)::value>(codes, queries + g, softcap, blocks,
+                                                              num_blocks, keys + g * key_stride,
+                                                              key_stride, sums + g);
+  };
+  const auto with_bits = [&](auto bits) HWY_ATTR {
+    for (int g = 0; g < heads; g += 4) {
+      switch (heads - g) {
+        case 1:
+          run(bits, std::integral_constant<int, 1>(), g);
+          break;
+        case 2:
+          run(bits, std::integral_constant<int, 2>(), g);
+          break;
+        case 3:
+          run(bits, std::integral_constant<int, 3>(), g);
+          break;
+        default:
+          run(bits, std::integral_constant<int, 4>(), g);
+      }
+    }
+  };
+  switch (codes.bits) {
+    case 2:
+      return with_bits(std::integral_constant<int, 2>());
+    case 3:
+      return with_bits(std::integral_constant<int, 3>());
+    default:
+      return with_bits(std::integral_constant<int, 4>());
+  }
+}
+
+HWY_ATTR void AddToBins(const float* keys, size_t n, float low, MassBins* bins) {
+  const hn::CappedTag<float, kCodeBlock> d;
+  const size_t lanes = hn::Lanes(d);
+  HWY_ALIGN float place[kCodeBlock];
+  HWY_ALIGN float mass[kCodeBlock];
+  const auto vlow = hn::Set(d, low);
+  for (size_t i = 0; i < n; i += lanes) {
+    const auto key = hn::LoadU(d, keys + i);
+    const auto above = hn::Ge(key, vlow);
+    if (hn::AllFalse(d, above)) continue;
+    hn::Store(hn::Mul(hn::Sub(key, vlow), hn::Set(d, kBinsPerLogit)), d, place);
+    hn::Store(hn::Exp(d, hn::Min(key, hn::Set(d, kLargestExponent))), d, mass);
+    uint8_t bits[8] = {};
+    hn::StoreMaskBits(d, above, bits);
+    uint32_t left;
+    std::memcpy(&left, bits, sizeof(left));
+    for (; left != 0; left &= left - 1) {
+      const int lane = std::countr_zero(left);
+      const int bin = static_cast<int>(std::min(place[lane], kMassBins - 1.0f));
+      bins->mass[bin] += mass[lane];
+      ++bins->count[bin];
+    }
+  }
+}
+
+HWY_ATTR size_t SelectKeys(const float* keys, size_t key_stride, int heads, const float* low,
+                           const float* high, size_t n, uint64_t* read, uint32_t* out) {
+  const hn::CappedTag<float, kCodeBlock> d;
+  const size_t lanes = hn::Lanes(d);
+  size_t count = 0;
+  for (size_t begin = 0; begin < n; begin += 64) {
+    uint64_t found = 0;
+    for (size_t i = begin; i < std::min(begin + 64, n); i += lanes) {
+      auto any = hn::Lt(hn::Zero(d), hn::Zero(d));
+      for (int g = 0; g < heads; ++g) {
+        const auto key = hn::LoadU(d, keys + g * key_stride + i);
+        any =
+            hn::Or(any, hn::And(hn::Ge(key, hn::Set(d, low[g])), hn::Lt(key, hn::Set(d, high[g]))));
+      }
+      uint8_t bits[8] = {};
+      hn::StoreMaskBits(d, any, bits);
+      uint32_t mask;
+      std::memcpy(&mask, bits, sizeof(mask));
+      found |= static_cast<uint64_t>(mask) << (i - begin);
+    }
+    found &= ~read[begin / 64];
+    read[begin / 64] |= found;
+    for (; found != 0; found &= found - 1)
+      out[count++] = static_cast<uint32_t>(begin) + static_cast<uint32_t>(std::countr_zero(found));
+  }
+  return count;
+}
+
+HWY_ATTR size_t SumRange(const float* keys, const uint32_t* numbers, const float* logits, size_t n,
+                         float low, float high, float reference, double* exact, double* estimated) {
+  const hn::CappedTag<float, kCodeBlock> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const size_t lanes = hn::Lanes(d);
+  const auto most = hn::Set(d, kLargestExponent);
+  auto read = hn::Zero(d);
+  auto guessed = hn::Zero(d);
+  size_t count = 0;
+  const auto add = [&](hn::Vec<decltype(d)> key, hn::Vec<decltype(d)> logit) HWY_ATTR {
+    const auto in = hn::And(hn::Ge(key, hn::Set(d, low)), hn::Lt(key, hn::Set(d, high)));
+    if (hn::AllFalse(d, in)) return;
+    count += hn::CountTrue(d, in);
+    const auto e = hn::Exp(d, hn::Min(hn::Sub(logit, hn::Set(d, reference)), most));
+    read = hn::Add(read, hn::IfThenElseZero(in, e));
+    guessed = hn::Add(guessed, hn::IfThenElseZero(in, hn::Exp(d, hn::Min(key, most))));
+  };
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const auto at = hn::LoadU(di, reinterpret_cast<const int32_t*>(numbers) + i);
+    add(hn::GatherIndex(d, keys, at), hn::LoadU(d, logits + i));
+  }
+  if (i < n) {
+    HWY_ALIGN float key[kCodeBlock];
+    HWY_ALIGN float logit[kCodeBlock] = {};
+    std::fill(key, key + kCodeBlock, -std::numeric_limits<float>::infinity());
+    for (size_t k = i; k < n; ++k) {
+      key[k - i] = keys[numbers[k]];
+      logit[k - i] = logits[k];
+    }
+    add(hn::Load(d, key), hn::Load(d, logit));
+  }
+  *exact += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, read)));
+  *estimated += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, guessed)));
+  return count;
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace tactic::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // per target

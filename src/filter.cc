@@ -1,0 +1,182 @@
+// Stage rank of mode tactic: scores of all clusters, attention over the forced rows, then, for each
+// KV head, which clusters can be left out (docs/algorithm.md).
+#include <algorithm>
+#include <cmath>
+
+#include "src/attend.h"
+#include "src/coded_units.h"
+#include "src/mass.h"
+
+namespace tactic {
+namespace {
+
+void ScorePart(Step& step, int request, int kv_head, int part) {
+  const RequestPlan& r = step.requests[request];
+  const int group = step.group();
+  const int first = kv_head * group;
+  const cpu::QueryHeads queries = step.Queries(r, first, group);
+  float energy[LayerShape::kMaxGroup][Codes::kRuns] = {};
+  const int dim = step.shape.head_dim;
+  for (int g = 0; g < group; ++g) {
+    for (int x = 0; x < dim; ++x) {
+      const float q = queries.q[g * queries.stride + x] * queries.scale;
+      energy[g][x * Codes::kRuns / dim] += q * q;
+    }
+  }
+  const Share segments = step.Part(r, part);
+  for (int64_t j = segments.begin; j < segments.end; ++j) {
+    const Codes& codes = r.coded[j].segment->head(kv_head).codes;
+    const int64_t base = j * step.slots;
+    cpu::ScoreByteCentroids(queries, dim, codes.centroids.data(), codes.centroid_scales.data(),
+                            step.slots, step.Scores(r, first) + base,
+                            static_cast<size_t>(r.clusters));
+    const cpu::ClusterFacts facts = {codes.spreads.data(), codes.log_sizes.data(), step.slots};
+    for (int g = 0; g < group; ++g) {
+      float* masses = Masses(step, r, first + g) + base;
+      float* floors = masses - step.coded.masses.data() + step.coded.floors.data();
+      float* tokens = masses - step.coded.masses.data() + step.coded.tokens.data();
+      cpu::EstimateClusters(facts, step.Scores(r, first + g) + base, energy[g], step.params.softcap,
+                            masses, floors, tokens);
+      for (float* x : {masses, floors, tokens}) {  // pages that this request may not use yet
+        std::fill(x + std::min(r.coded[j].clusters, step.slots), x + step.slots, -kNoKey);
+      }
+    }
+  }
+}
+
+// The largest x for which the masses of at most x add up to at most `budget`.
+float LargestSkipped(const float* masses, int64_t n, double budget) {
+  const auto count = static_cast<size_t>(n);
+  auto high = static_cast<float>(budget);
+  if (!(high > 0)) return -1;
+  if (cpu::SumUpTo(masses, count, high) <= budget) return high;
+  float low = high * 0x1p-24f;  // not one of a million such would matter
+  constexpr int kSteps = 12;
+  for (int i = 0; i < kSteps; ++i) {
+    const float middle = std::sqrt(low) * std::sqrt(high);
+    (cpu::SumUpTo(masses, count, middle) <= budget ? low : high) = middle;
+  }
+  return low;
+}
+
+// The query as the codes are scanned with.
+void PrepareQuery(Step& step, int request, int q_head, CodedHead* head) {
+  const RequestPlan& r = step.requests[request];
+  const int dim = step.shape.head_dim;
+  const float* q = r.request.q + q_head * r.request.q_stride;
+  float scaled[LayerShape::kMaxDim];
+  float rotated[LayerShape::kMaxDim];
+  head->norm = 0;
+  for (int x = 0; x < dim; ++x) {
+    scaled[x] = q[x] * step.params.scale;
+    head->norm += scaled[x] * scaled[x];
+  }
+  Rotate(scaled, dim, rotated);
+  float most = 0;
+  for (int x = 0; x < dim; ++x) most = std::max(most, std::fabs(rotated[x]));
+  const float unit = most / 127;
+  const int padded = CodeQueryDim(dim);
+  int32_t* packed = step.coded.packed.data() + step.Query(request, q_head) * (padded / 4);
+  auto* bytes = reinterpret_cast<int8_t*>(packed);
+  int32_t sum = 0;
+  for (int x = 0; x < padded; ++x) {
+    const bool zero = x >= dim || unit == 0;
+    bytes[x] = zero ? int8_t{0} : static_cast<int8_t>(std::lround(rotated[x] / unit));
+    sum += bytes[x];
+  }
+  head->query = {packed, unit, -kLevelZero * unit * static_cast<float>(sum), 0, head->reference};
+}
+
+// A head's masses relative to its reference; false when something is not finite.
+bool Estimate(Step& step, int request, int q_head, double* at_least) {
+  const RequestPlan& r = step.requests[request];
+  CodedHead& head = HeadOf(step, request, q_head);
+  float* masses = Masses(step, r, q_head);
+  float* floors = masses - step.coded.masses.data() + step.coded.floors.data();
+  const auto n = static_cast<size_t>(r.clusters);
+  const Mass forced = ForcedMass(step, request, q_head);
+  float most = forced.max;
+  bool finite = !std::isnan(forced.max) && std::isfinite(forced.sum);
+  for (size_t c = 0; c < n; ++c) {
+    finite = finite && masses[c] < kNoKey;  // false for a NaN, too
+    most = std::max(most, masses[c]);
+  }
+  if (!finite || !std::isfinite(most)) return false;
+  head.reference = most;
+  head.fixed = forced.sum * std::exp(static_cast<double>(forced.max) - most);
+  cpu::ExpShifted(masses, n, most);
+  cpu::ExpShifted(floors, n, most);
+  *at_least = head.fixed + cpu::SumUpTo(floors, n, kNoKey);
+  return true;
+}
+
+// Marks what query head `q_head` cannot leave out.
+void Keep(Step& step, const RequestPlan& r, int q_head, const CodedHead& head, double at_least,
+          uint8_t* kept) {
+  const double rest = (1 - step.options.target) * at_least;
+  const float* masses = Masses(step, r, q_head);
+  const float* tokens = masses - step.coded.masses.data() + step.coded.tokens.data();
+  const float mass = LargestSkipped(masses, r.clusters, step.options.skip_share * rest);
+  const auto token = static_cast<float>(std::log(step.options.skip_token * rest) + head.reference);
+  for (int64_t c = 0; c < r.clusters; ++c) kept[c] |= masses[c] > mass || tokens[c] > token;
+}
+
+void FilterGroup(Step& step, int request, int kv_head) {
+  const RequestPlan& r = step.requests[request];
+  CodedGroup& group = GroupOf(step, request, kv_head);
+  uint8_t* kept = Kept(step, r, kv_head);
+  std::fill_n(kept, r.clusters, uint8_t{0});
+  double at_least[LayerShape::kMaxGroup];
+  const int first = kv_head * step.group();
+  for (int g = 0; g < step.group(); ++g) {
+    if (!Estimate(step, request, first + g, &at_least[g])) group.everything = true;
+  }
+  for (int64_t j = 0; j < std::ssize(r.coded); ++j) {
+    const CodedSegment& segment = r.coded[j];
+    const int clusters = std::min(segment.clusters, segment.segment->head(kv_head).count);
+    group.scored += clusters;
+    if (segment.pages) std::fill_n(kept + j * step.slots, clusters, uint8_t{1});
+  }
+  if (group.everything) return;
+  for (int g = 0; g < step.group(); ++g)
+    Keep(step, r, first + g, HeadOf(step, request, first + g), at_least[g], kept);
+  // An empty slot has mass 0 and is not kept by the first clause, but P = 1 keeps all by the
+  // second.
+  for (int64_t j = 0; j < std::ssize(r.coded); ++j) {
+    const int clusters = std::min(r.coded[j].clusters, r.coded[j].segment->head(kv_head).count);
+    std::fill(kept + j * step.slots + clusters, kept + (j + 1) * step.slots, uint8_t{0});
+  }
+  for (int g = 0; g < step.group(); ++g) {
+    CodedHead& head = HeadOf(step, request, first + g);
+    const float* masses = Masses(step, r, first + g);
+    head.skipped = 0;
+    for (int64_t c = 0; c < r.clusters; ++c) head.skipped += kept[c] != 0 ? 0 : masses[c];
+    // All keys below have less than a quarter of what may stay unread, whatever their number.
+    constexpr double kShareBelow = 0.25;
+    constexpr float kLowest = -60;
+    const double below = kShareBelow * (1 - step.options.target) * at_least[g] /
+                         static_cast<double>(std::max<int64_t>(1, r.keys));
+    head.floor = std::max(kLowest, static_cast<float>(std::log(below)));
+    PrepareQuery(step, request, first + g, &head);
+  }
+}
+
+}  // namespace
+
+void FilterStage(Step& step) {
+  const auto done = [&](int request, int kv_head) {
+    if (LastUnit(step, kFilterUnits, request, kv_head)) FilterGroup(step, request, kv_head);
+  };
+  while (AttendForcedChunk(step)) {
+    for (int request = 0; request < step.num_requests(); ++request) {
+      for (int h = 0; h < step.shape.kv_heads && !step.requests[request].coded.empty(); ++h)
+        done(request, h);
+    }
+  }
+  ClaimParts(step, kFilterUnits, [&](int request, int kv_head, int part) {
+    ScorePart(step, request, kv_head, part);
+    done(request, kv_head);
+  });
+}
+
+}  // namespace tactic

@@ -1,0 +1,134 @@
+// Stage budget of mode tactic: estimated logits of all members of the clusters that were kept,
+// then, for each query head, how far down their order it has to read.
+#include <algorithm>
+#include <cmath>
+
+#include "src/coded_units.h"
+#include "src/threshold.h"
+
+namespace tactic {
+namespace {
+
+// The blocks that hold members of kept clusters of one segment, whose keys become the score of
+// their centroid; all other keys become -inf. Returns their number.
+size_t MarkBlocks(Step& step, const RequestPlan& r, int kv_head, int64_t j, uint16_t* blocks) {
+  const CodedSegment& segment = r.coded[j];
+  const Clusters& clusters = segment.segment->head(kv_head);
+  const int64_t base = j * step.slots;
+  const uint8_t* kept = Kept(step, r, kv_head) + base;
+  const int first = kv_head * step.group();
+  const int64_t end = j + 1 < std::ssize(r.coded) ? r.coded[j + 1].first_key : r.keys;
+  for (int g = 0; g < step.group(); ++g) {
+    float* keys = Keys(step, r, first + g);
+    std::fill(keys + segment.first_key, keys + end, -kNoKey);
+  }
+  size_t count = 0;
+  int next = 0;  // first block that is not in the list yet
+  for (int c = 0; c < std::min(segment.clusters, clusters.count); ++c) {
+    if (kept[c] == 0) continue;
+    const uint32_t begin = clusters.starts[c];
+    const uint32_t size = clusters.Size(c);
+    for (int g = 0; g < step.group(); ++g) {
+      std::fill_n(Keys(step, r, first + g) + segment.first_key + begin, size,
+                  step.Scores(r, first + g)[base + c]);
+    }
+    next = std::max(next, static_cast<int>(begin) / kCodeBlock);
+    for (; next * kCodeBlock < static_cast<int>(begin + size); ++next)
+      blocks[count++] = static_cast<uint16_t>(next);
+  }
+  return count;
+}
+
+void ScanPart(Step& step, int request, int kv_head, int part) {
+  const RequestPlan& r = step.requests[request];
+  CodedGroup& group = GroupOf(step, request, kv_head);
+  const int first = kv_head * step.group();
+  const Share keys = PartKeys(step, r, part);
+  float* sums = step.coded.sums.data() + PartSlot(step, request, kv_head, part, 0);
+  cpu::MassBins* bins = step.coded.bins.data() + PartSlot(step, request, kv_head, part, 0);
+  std::fill_n(sums, step.group(), 0.0f);
+  std::fill_n(Read(step, r, kv_head) + keys.begin / kKeyUnit, (keys.end - keys.begin) / kKeyUnit,
+              uint64_t{0});
+  if (group.everything) return;
+  std::fill_n(reinterpret_cast<uint8_t*>(bins), sizeof(*bins) * step.group(), uint8_t{0});
+  uint16_t blocks[Options::kLargestSegment / kCodeBlock];
+  cpu::CodeQuery queries[LayerShape::kMaxGroup];
+  const Share segments = step.Part(r, part);
+  int64_t bytes = 0;
+  for (int64_t j = segments.begin; j < segments.end; ++j) {
+    const Codes& codes = r.coded[j].segment->head(kv_head).codes;
+    const size_t count = MarkBlocks(step, r, kv_head, j, blocks);
+    if (count == 0) continue;
+    bytes += static_cast<int64_t>(count *
+                                  (CodeBlockBytes(step.shape.head_dim, codes.bits) + kCodeBlock));
+    for (int g = 0; g < step.group(); ++g) {
+      const CodedHead& head = HeadOf(step, request, first + g);
+      queries[g] = head.query;
+      queries[g].half_variance = kCodeBooks[codes.bits].error * head.norm / 2;
+    }
+    cpu::ScanCodes({codes.planes.data(), codes.scales.data(), codes.bits, step.shape.head_dim},
+                   queries, step.group(), step.params.softcap, blocks, count,
+                   Keys(step, r, first) + r.coded[j].first_key, static_cast<size_t>(r.keys), sums);
+  }
+  group.scanned.fetch_add(bytes, std::memory_order_relaxed);
+  for (int g = 0; g < step.group(); ++g) {
+    cpu::AddToBins(Keys(step, r, first + g) + keys.begin,
+                   static_cast<size_t>(keys.end - keys.begin),
+                   HeadOf(step, request, first + g).floor, bins + g);
+  }
+}
+
+// Code error of a query head over all codes, in logits.
+double CodeError(const RequestPlan& r, int kv_head, float norm) {
+  double squares = 0;
+  double tokens = 0;
+  for (const CodedSegment& segment : r.coded) {
+    const auto n = static_cast<double>(segment.tokens);
+    squares += n * segment.segment->head(kv_head).codes.error;
+    tokens += n;
+  }
+  return std::sqrt(squares / tokens * norm);
+}
+
+void FindThresholds(Step& step, int request, int kv_head) {
+  const RequestPlan& r = step.requests[request];
+  CodedGroup& group = GroupOf(step, request, kv_head);
+  const int first = kv_head * step.group();
+  double most = 0;  // rows that some head reads
+  for (int g = 0; g < step.group() && !group.everything; ++g) {
+    CodedHead& head = HeadOf(step, request, first + g);
+    cpu::MassBins* bins = step.coded.bins.data() + PartSlot(step, request, kv_head, 0, g);
+    head.total = step.coded.sums[PartSlot(step, request, kv_head, 0, g)];
+    for (int part = 1; part < r.parts; ++part) {
+      const int64_t slot = PartSlot(step, request, kv_head, part, g);
+      head.total += step.coded.sums[slot];
+      const cpu::MassBins& more = step.coded.bins[slot];
+      for (int b = 0; b < cpu::kMassBins; ++b) {
+        bins->mass[b] += more.mass[b];
+        bins->count[b] += more.count[b];
+      }
+    }
+    if (!std::isfinite(head.total)) group.everything = true;
+    const double unread = Unread(step.options, head, 0);
+    const double need = EstimatedMassFor(step.options, head.fixed, unread, 1);
+    const Threshold threshold = FindThreshold(*bins, head.floor, need);
+    head.threshold = threshold.key;
+    most = std::max(most, threshold.key == kEveryKey ? kNoKey : threshold.rows);
+    step.reports[step.Query(request, first + g)].code_error = CodeError(r, kv_head, head.norm);
+  }
+  const auto tokens = static_cast<double>(std::ssize(r.request.cells));
+  const bool all = step.options.target >= 1 || most + static_cast<double>(std::ssize(r.forced)) >
+                                                   step.options.dense_share * tokens;
+  if (all) group.everything = true;
+}
+
+}  // namespace
+
+void ScanStage(Step& step) {
+  ClaimParts(step, kScanUnits, [&](int request, int kv_head, int part) {
+    ScanPart(step, request, kv_head, part);
+    if (LastUnit(step, kScanUnits, request, kv_head)) FindThresholds(step, request, kv_head);
+  });
+}
+
+}  // namespace tactic

@@ -1,0 +1,57 @@
+// How much estimated mass a query head has to read, and the key from which on it is read.
+#ifndef TACTIC_SRC_THRESHOLD_H_
+#define TACTIC_SRC_THRESHOLD_H_
+
+#include <algorithm>
+
+#include "src/coded.h"
+#include "tactic/options.h"
+
+namespace tactic {
+
+// What a head may miss, on the safe side, when keys of estimated mass `estimated` were read.
+inline double Unread(const Options& options, const CodedHead& head, double estimated) {
+  return options.unread_margin * std::max(0.0, head.total - estimated) +
+         options.skipped_margin * head.skipped;
+}
+
+// Whether exact mass `exact` is the target's share when `unread` is missing.
+inline bool Reached(const Options& options, double exact, double unread) {
+  return exact >= options.target * (exact + unread);
+}
+
+// The estimated mass x that must be read on top of `exact` for the target, when reading it adds
+// ratio * x: the solution of S + ratio x = P (S + ratio x + unread - margin x).
+inline double EstimatedMassFor(const Options& options, double exact, double unread, double ratio) {
+  const double p = options.target;
+  return (p * (exact + unread) - exact) / (ratio * (1 - p) + p * options.unread_margin);
+}
+
+struct Threshold {
+  float key = kNoKey;  // this and all above
+  double rows = 0;     // about so many
+};
+
+// The key above which the bins hold `need`. Within a bin keys are taken to be spread evenly: what
+// that misses is found when the choice is verified.
+inline Threshold FindThreshold(const cpu::MassBins& bins, float floor, double need) {
+  if (!(need > 0)) return {};
+  double mass = 0;
+  double rows = 0;
+  for (int b = cpu::kMassBins - 1; b >= 0; --b) {
+    if (mass + bins.mass[b] < need) {
+      mass += bins.mass[b];
+      rows += bins.count[b];
+      continue;
+    }
+    // The last bin has no upper end.
+    const double share = b + 1 == cpu::kMassBins ? 1 : (need - mass) / bins.mass[b];
+    return {floor + static_cast<float>((b + 1 - share) / cpu::kBinsPerLogit),
+            rows + share * bins.count[b]};
+  }
+  return {kEveryKey, rows};
+}
+
+}  // namespace tactic
+
+#endif  // TACTIC_SRC_THRESHOLD_H_

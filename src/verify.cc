@@ -1,0 +1,205 @@
+// Stage select of mode tactic: exact logits of the keys that some head of the group selected, then,
+// for each query head, whether they hold the target's share; if not, more keys.
+#include <algorithm>
+#include <cmath>
+
+#include "src/coded_units.h"
+#include "src/mass.h"
+#include "src/threshold.h"
+
+namespace tactic {
+namespace {
+
+// Turns the numbers of rows [begin, end) of a part's list into cells and reads their keys.
+void ReadKeys(Step& step, int request, int kv_head, int part, size_t begin, size_t end) {
+  if (begin == end) return;
+  const RequestPlan& r = step.requests[request];
+  const Share keys = PartKeys(step, r, part);
+  const uint32_t* numbers = Numbers(step, r, kv_head) + keys.begin;
+  uint32_t* cells = step.Rows(r, kv_head) + keys.begin;
+  int64_t j = step.Part(r, part).begin;
+  for (size_t i = begin; i < end; ++i) {
+    const int64_t key = keys.begin + numbers[i];
+    while (j + 1 < std::ssize(r.coded) && key >= r.coded[j + 1].first_key) ++j;
+    const Segment& segment = *r.coded[j].segment;
+    const uint16_t member = segment.head(kv_head).members[key - r.coded[j].first_key];
+    cells[i] = r.request.cells[segment.first() + member];
+  }
+  const int first = kv_head * step.group();
+  cpu::ScoreRows(step.Queries(r, first, step.group()), step.Keys(r, kv_head), cells + begin,
+                 end - begin, Logits(step, r, first) + keys.begin + begin,
+                 static_cast<size_t>(r.keys));
+}
+
+// Every key of the part.
+size_t ListAll(Step& step, int request, int kv_head, int part) {
+  const RequestPlan& r = step.requests[request];
+  const Share keys = PartKeys(step, r, part);
+  uint32_t* numbers = Numbers(step, r, kv_head) + keys.begin;
+  size_t count = 0;
+  const Share segments = step.Part(r, part);
+  for (int64_t j = segments.begin; j < segments.end; ++j) {
+    for (int64_t i = 0; i < r.coded[j].tokens; ++i)
+      numbers[count++] = static_cast<uint32_t>(r.coded[j].first_key - keys.begin + i);
+  }
+  return count;
+}
+
+// Appends the keys of the part that lie in [low, high) for some head.
+void ReadRange(Step& step, int request, int kv_head, int part, const float* low,
+               const float* high) {
+  const RequestPlan& r = step.requests[request];
+  const Share keys = PartKeys(step, r, part);
+  uint32_t& count = step.Counts(request, kv_head)[part];
+  const size_t added = cpu::SelectKeys(Keys(step, r, kv_head * step.group()) + keys.begin,
+                                       static_cast<size_t>(r.keys), step.group(), low, high,
+                                       static_cast<size_t>(keys.end - keys.begin),
+                                       Read(step, r, kv_head) + keys.begin / kKeyUnit,
+                                       Numbers(step, r, kv_head) + keys.begin + count);
+  ReadKeys(step, request, kv_head, part, count, count + added);
+  count += static_cast<uint32_t>(added);
+}
+
+// What query head `g` of the group finds in the part's rows with a key in [low, high).
+CodedStep::PartMass SumPart(Step& step, int request, int kv_head, int part, int g, float low,
+                            float high) {
+  const RequestPlan& r = step.requests[request];
+  const Share keys = PartKeys(step, r, part);
+  const int q_head = kv_head * step.group() + g;
+  CodedStep::PartMass sum = {};
+  sum.rows = static_cast<int64_t>(
+      cpu::SumRange(Keys(step, r, q_head) + keys.begin, Numbers(step, r, kv_head) + keys.begin,
+                    Logits(step, r, q_head) + keys.begin, step.Counts(request, kv_head)[part], low,
+                    high, HeadOf(step, request, q_head).reference, &sum.exact, &sum.estimated));
+  return sum;
+}
+
+void VerifyPart(Step& step, int request, int kv_head, int part) {
+  if (GroupOf(step, request, kv_head).everything) {
+    const size_t count = ListAll(step, request, kv_head, part);
+    step.Counts(request, kv_head)[part] = static_cast<uint32_t>(count);
+    ReadKeys(step, request, kv_head, part, 0, count);
+    return;
+  }
+  float low[LayerShape::kMaxGroup];
+  float high[LayerShape::kMaxGroup];
+  for (int g = 0; g < step.group(); ++g) {
+    low[g] = HeadOf(step, request, kv_head * step.group() + g).threshold;
+    high[g] = kNoKey;
+  }
+  step.Counts(request, kv_head)[part] = 0;
+  ReadRange(step, request, kv_head, part, low, high);
+  for (int g = 0; g < step.group(); ++g) {
+    step.coded.part_masses[PartSlot(step, request, kv_head, part, g)] =
+        SumPart(step, request, kv_head, part, g, low[g], high[g]);
+  }
+}
+
+void Add(const CodedStep::PartMass& sum, CodedHead* head) {
+  head->exact += sum.exact;
+  head->estimated += sum.estimated;
+  head->rows += sum.rows;
+}
+
+// One round: the heads that fell short read on. False when there was none.
+bool Extend(Step& step, int request, int kv_head) {
+  const RequestPlan& r = step.requests[request];
+  float low[LayerShape::kMaxGroup];
+  float high[LayerShape::kMaxGroup];
+  bool any = false;
+  for (int g = 0; g < step.group(); ++g) {
+    const int q_head = kv_head * step.group() + g;
+    CodedHead& head = HeadOf(step, request, q_head);
+    low[g] = high[g] = kNoKey;  // an empty range
+    const double unread = Unread(step.options, head, head.estimated);
+    if (head.threshold == kEveryKey || Reached(step.options, head.exact, unread)) continue;
+    // What the codes promised of the rows read so far, and what these kept. Keys are selected for
+    // being estimated high, so they keep less than they promise.
+    const double ratio =
+        head.estimated > 0 ? std::clamp((head.exact - head.fixed) / head.estimated, 0.5, 1.0) : 1;
+    const double more = EstimatedMassFor(step.options, head.exact, unread, ratio);
+    const cpu::MassBins& bins = step.coded.bins[PartSlot(step, request, kv_head, 0, g)];
+    const Threshold threshold = FindThreshold(bins, head.floor, head.estimated + more);
+    if (threshold.key >= head.threshold) continue;  // rounding: there is nothing in between
+    low[g] = threshold.key;
+    high[g] = head.threshold;
+    any = true;
+  }
+  if (!any) return false;
+  for (int part = 0; part < r.parts; ++part) ReadRange(step, request, kv_head, part, low, high);
+  for (int g = 0; g < step.group(); ++g) {
+    if (!(low[g] < high[g])) continue;
+    const int q_head = kv_head * step.group() + g;
+    CodedHead& head = HeadOf(step, request, q_head);
+    for (int part = 0; part < r.parts; ++part)
+      Add(SumPart(step, request, kv_head, part, g, low[g], high[g]), &head);
+    head.threshold = low[g];
+    ++step.reports[step.Query(request, q_head)].rounds;
+  }
+  return true;
+}
+
+// Log-sum-exp of a head's own selection; for measured steps.
+double OwnLse(Step& step, int request, int kv_head, int q_head) {
+  const RequestPlan& r = step.requests[request];
+  const CodedHead& head = HeadOf(step, request, q_head);
+  const bool everything = GroupOf(step, request, kv_head).everything;
+  Mass mass = ForcedMass(step, request, q_head);
+  for (int part = 0; part < r.parts; ++part) {
+    const Share keys = PartKeys(step, r, part);
+    const float* logits = Logits(step, r, q_head) + keys.begin;
+    const uint32_t* numbers = Numbers(step, r, kv_head) + keys.begin;
+    for (uint32_t i = 0; i < step.Counts(request, kv_head)[part]; ++i) {
+      if (everything || Keys(step, r, q_head)[keys.begin + numbers[i]] >= head.threshold)
+        mass.Add(logits[i], 1);
+    }
+  }
+  return mass.max + std::log(mass.sum);
+}
+
+void VerifyGroup(Step& step, int request, int kv_head) {
+  const RequestPlan& r = step.requests[request];
+  const bool everything = GroupOf(step, request, kv_head).everything;
+  const int first = kv_head * step.group();
+  for (int g = 0; g < step.group(); ++g) {
+    CodedHead& head = HeadOf(step, request, first + g);
+    head.exact = head.fixed;
+    head.estimated = 0;
+    head.rows = 0;
+    for (int part = 0; part < r.parts; ++part) {
+      if (everything) {
+        head.rows += step.Counts(request, kv_head)[part];
+      } else {
+        Add(step.coded.part_masses[PartSlot(step, request, kv_head, part, g)], &head);
+      }
+    }
+  }
+  for (int round = 0; round < step.options.rounds && !everything; ++round) {
+    if (!Extend(step, request, kv_head)) break;
+  }
+  for (int g = 0; g < step.group(); ++g) {
+    CodedHead& head = HeadOf(step, request, first + g);
+    HeadReport& report = step.reports[step.Query(request, first + g)];
+    report.own_rows = head.rows + std::ssize(r.forced);
+    const double unread = std::max(0.0, head.total - head.estimated) + head.skipped;
+    report.p_hat = everything ? 1 : head.exact / (head.exact + unread);
+    // Means weighted by estimates that are wrong by a factor do more harm than good.
+    constexpr double kLargestTailError = 1;
+    if (everything) report.code_error = 0;
+    head.tail = !everything && step.options.tail && report.code_error <= kLargestTailError;
+    if (step.params.measure_mass) {
+      step.own_lse[step.Query(request, first + g)] = OwnLse(step, request, kv_head, first + g);
+    }
+  }
+}
+
+}  // namespace
+
+void VerifyStage(Step& step) {
+  ClaimParts(step, kVerifyUnits, [&](int request, int kv_head, int part) {
+    VerifyPart(step, request, kv_head, part);
+    if (LastUnit(step, kVerifyUnits, request, kv_head)) VerifyGroup(step, request, kv_head);
+  });
+}
+
+}  // namespace tactic
