@@ -94,10 +94,10 @@ class Encoder {
     const double per_run = static_cast<double>(size) * dim / Codes::kRuns;
     for (int r = 0; r < Codes::kRuns; ++r) {
       codes_.spreads[static_cast<size_t>(r) * slots_ + c] =
-          FloatToByteAbove(static_cast<float>(std::sqrt(runs[r] / per_run)));
+          FloatToByte(static_cast<float>(std::sqrt(runs[r] / per_run)));
     }
     codes_.spreads[static_cast<size_t>(Codes::kRuns) * slots_ + c] =
-        FloatToByteAbove(all > 0 ? static_cast<float>(std::sqrt(longest / (all / size))) : 1.0f);
+        FloatToByte(all > 0 ? static_cast<float>(std::sqrt(longest / (all / size))) : 1.0f);
     residual_sum_ += all;
     std::vector<double> value_mean(shape_.value_dim);
     Mean(values, begin, size, shape_.value_dim, &value_mean);
@@ -244,7 +244,7 @@ void EncodeClusters(const HeadPositions& head, const LayerShape& shape, const Op
                     float query_norm, int slots, bool open, const Clusters* previous,
                     Clusters* out) {
   const size_t n = head.cells.size();
-  out->centroids = {};
+  std::vector<uint16_t>().swap(out->centroids);
   if (out->always) return;
   if (previous != nullptr && previous->always) return ReadAlways(n, out);
   const int known = previous == nullptr ? 0 : previous->count;

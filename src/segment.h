@@ -20,7 +20,7 @@ struct Codes {
   // Residuals are described to the filter by their mean squares over runs of head_dim / kRuns
   // elements. A query's energy is not spread evenly over the elements, nor is the keys': with the
   // whole residual as one number a token that holds 99 % of the mass slipped through.
-  static constexpr int kRuns = 8;
+  static constexpr int kRuns = 16;
 
   int bits = 0;
   float error = 0;                // mean variance of an element's error, over all keys
