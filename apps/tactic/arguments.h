@@ -64,6 +64,7 @@ void AddJsonArg(CLI::App* app, std::string* path);
 void AddRun(CLI::App* app, Command* command);
 void AddDemo(CLI::App* app, Command* command);
 void AddBench(CLI::App* app, Command* command);
+void AddTrace(CLI::App* app, Command* command);
 void AddInfo(CLI::App* app, Command* command);
 
 }  // namespace tactic::app
