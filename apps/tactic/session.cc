@@ -164,10 +164,6 @@ void Session::SetDepth(int depth) {
   if (hook_) hook_->DropIndex();  // it never saw the cells being written
 }
 
-Status Session::UsePolicy(llama::Policy policy) {
-  llama::HookOptions options = hook_->options();
-  options.policy = policy;
-  return hook_->SetOptions(options);
-}
+Status Session::UsePolicy(const llama::HookOptions& options) { return hook_->SetOptions(options); }
 
 }  // namespace tactic::app

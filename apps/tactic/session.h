@@ -70,8 +70,8 @@ class Session {
   // To be called after the cache was filled by other means (a restored state).
   void SetDepth(int depth);
 
-  // Changes who computes the attention; the algorithm's parameters stay. REQUIRES: hook() != null.
-  Status UsePolicy(llama::Policy policy);
+  // Changes who computes the attention, and with which parameters. REQUIRES: hook() != null.
+  Status UsePolicy(const llama::HookOptions& options);
 
  private:
   Session() = default;
