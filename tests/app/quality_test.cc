@@ -2,6 +2,7 @@
 // depends on nothing that it should not depend on.
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -243,6 +244,18 @@ TEST_F(QualityTest, ATargetOfOneIsAll) {
     EXPECT_EQ(record["tokens_over_optimal"], 1);
     EXPECT_EQ(record["target_reached_share"], 1);
   }
+}
+
+TEST_F(QualityTest, StopsWhenInterrupted) {
+  // Far more than can be done by then.
+  const std::string path = Make("a.safetensors", MadeTrace(10, 3000, 3000));
+  const Outcome outcome = RunTactic(
+      {"quality", path, "--json", folder_.path("out.json"), "--csv", folder_.path("out.csv")},
+      {.signal = SIGINT, .signal_after_s = 0.3});
+  EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
+  EXPECT_NE(outcome.err.find("interrupted"), std::string::npos);
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_EQ(folder_.Files().size(), 1U);
 }
 
 TEST_F(QualityTest, BadInput) {
