@@ -74,6 +74,7 @@ void AddRun(CLI::App* app, Command* command);
 void AddDemo(CLI::App* app, Command* command);
 void AddBench(CLI::App* app, Command* command);
 void AddTrace(CLI::App* app, Command* command);
+void AddQuality(CLI::App* app, Command* command);
 void AddInfo(CLI::App* app, Command* command);
 
 }  // namespace tactic::app

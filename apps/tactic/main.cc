@@ -42,6 +42,7 @@ int Main(int argc, char** argv) {
   AddDemo(&app, &command);
   AddBench(&app, &command);
   AddTrace(&app, &command);
+  AddQuality(&app, &command);
   AddInfo(&app, &command);
   try {
     app.parse(argc, argv);

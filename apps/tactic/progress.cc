@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 namespace tactic::app {
 namespace {
@@ -17,10 +18,11 @@ constexpr int kBarWidth = 30;
 
 }  // namespace
 
-Progress::Progress(std::string label, int64_t total, bool enabled)
+Progress::Progress(std::string label, int64_t total, bool enabled, std::string unit)
     : label_(std::move(label)),
       total_(std::max<int64_t>(total, 1)),
       enabled_(enabled),
+      unit_(std::move(unit)),
       terminal_(isatty(STDERR_FILENO) == 1),
       start_(Clock::now()),
       last_(terminal_ ? start_ - kRedraw : start_) {}
@@ -43,9 +45,9 @@ void Progress::Update(int64_t done, int64_t skipped) {
   Draw(done, rate, rate > 0 ? static_cast<double>(total_ - done) / rate : 0);
 }
 
-void Progress::Draw(int64_t done, double tokens_per_s, double seconds_left) {
-  const std::string numbers = fmt::format("{}/{} tokens, {:.0f} tok/s, {:.0f} s left at this speed",
-                                          done, total_, tokens_per_s, seconds_left);
+void Progress::Draw(int64_t done, double per_second, double seconds_left) {
+  const std::string numbers = fmt::format("{}/{} {}, {:.0f} a second, {:.0f} s left at this speed",
+                                          done, total_, unit_, per_second, seconds_left);
   if (terminal_) {
     const int filled = static_cast<int>(kBarWidth * std::min(done, total_) / total_);
     // \x1b[K erases the rest of a longer line that stood here.

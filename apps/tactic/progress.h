@@ -1,4 +1,4 @@
-// Progress: how far a long prompt is, on stderr.
+// Progress: how far a long prompt, or other long work, is, on stderr.
 //
 // On a terminal one line that is redrawn at most ten times a second: bar, tokens, tokens per
 // second, time left. Elsewhere (a log file, CI) one plain line every ten seconds. Not thread-safe.
@@ -13,23 +13,24 @@ namespace tactic::app {
 
 class Progress {
  public:
-  // `label`: what is done, e.g. "reading". `total`: in tokens. Prints nothing when not `enabled`.
-  Progress(std::string label, int64_t total, bool enabled);
+  // `label`: what is done, e.g. "reading". `total`: in `unit`. Prints nothing when not `enabled`.
+  Progress(std::string label, int64_t total, bool enabled, std::string unit = "tokens");
   // Ends the line.
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  // `done` of the total tokens are done. `skipped` of them cost nothing (they came from a cache)
-  // and do not count for the speed.
+  // `done` of the total are done. `skipped` of them cost nothing (they came from a cache) and do
+  // not count for the speed.
   void Update(int64_t done, int64_t skipped = 0);
 
  private:
-  void Draw(int64_t done, double tokens_per_s, double seconds_left);
+  void Draw(int64_t done, double per_second, double seconds_left);
 
   const std::string label_;
   const int64_t total_;
   const bool enabled_;
+  const std::string unit_;
   const bool terminal_;
   const std::chrono::steady_clock::time_point start_;
   std::chrono::steady_clock::time_point last_;
