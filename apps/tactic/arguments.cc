@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <map>
 #include <thread>
+#include <type_traits>
 
 #include "defaults.h"
 #include "names.h"
@@ -37,6 +39,52 @@ Status ResolveKvTypes(const ModelArgs& args, ggml_type* type_k, ggml_type* type_
   }
   return Status::Ok();
 }
+
+// Declares options of the algorithm under one heading of the help.
+class AlgorithmOptions {
+ public:
+  AlgorithmOptions(CLI::App* app, AlgorithmArgs* args, const char* group)
+      : app_(app), args_(args), group_(group) {}
+
+  template <typename T>
+  void Add(const char* name, T Options::* field, const char* help) const {
+    const T paper = Options::For(Mode::kPaper).*field, tactic = Options::For(Mode::kTactic).*field;
+    app_->add_option_function<T>(name, Setter<T>(field), help)
+        ->group(group_)
+        ->default_str(paper == tactic ? fmt::format("{}", tactic)
+                                      : fmt::format("{} (paper: {})", tactic, paper));
+  }
+
+  // For a field whose values have names.
+  template <typename T>
+  void AddChoice(const char* name, T Options::* field,
+                 const std::type_identity_t<std::map<std::string, T>>& names,
+                 const char* help) const {
+    std::string shown;
+    for (const auto& [value_name, value] : names) {
+      if (value == Options().*field) shown = value_name;
+    }
+    const auto set = [names, setter = Setter<T>(field)](const std::string& value_name) {
+      setter(names.at(value_name));
+    };
+    app_->add_option_function<std::string>(name, set, help)
+        ->group(group_)
+        ->check(CLI::IsMember(names))
+        ->default_str(shown);
+  }
+
+ private:
+  template <typename T>
+  std::function<void(const T&)> Setter(T Options::* field) const {
+    return [args = args_, field](const T& value) {
+      args->changes.push_back([field, value](Options* options) { options->*field = value; });
+    };
+  }
+
+  CLI::App* app_;
+  AlgorithmArgs* args_;
+  const char* group_;
+};
 
 }  // namespace
 
@@ -103,25 +151,59 @@ void WarnBeyondTraining(const Model& model, int context) {
                trained);
 }
 
-void AddAlgorithmArgs(CLI::App* app, Options* options) {
-  const auto add = [app](const char* name, auto* value, const char* help) {
-    app->add_option(name, *value, help)->group("Algorithm")->capture_default_str();
-  };
+void AddAlgorithmArgs(CLI::App* app, AlgorithmArgs* args) {
+  const AlgorithmOptions every(app, args, "Algorithm");
   // Ranges are checked by Options::Validate, the one place that knows them.
-  add("--target", &options->target, "share of the attention mass to read, in (0, 1]");
-  add("--cluster-size", &options->cluster_size, "mean number of keys in a cluster");
-  add("--segment-size", &options->segment_size, "positions clustered together; 0: all");
-  add("--update-interval", &options->update_interval,
-      "with --segment-size 0: new positions until they are clustered");
-  add("--kmeans-iterations", &options->kmeans_iterations, "upper bound of K-means iterations");
-  add("--index-seed", &options->seed, "seed of the initial centroids");
-  add("--sinks", &options->sinks, "first positions, always read");
-  add("--recent", &options->recent, "newest positions, always read");
-  add("--head-share", &options->head_share, "share of ranks computed exactly before the fit");
-  add("--near-window", &options->near_window, "place of the near window of the fit, as a share");
-  add("--far-window", &options->far_window, "place of the far window of the fit, as a share");
-  add("--window-share", &options->window_share, "width of both windows, as a share");
-  add("--dense-below", &options->dense_below, "shorter sequences are read densely");
+  every.Add("--target", &Options::target, "share of the attention mass to read, in (0, 1]");
+  every.Add("--cluster-size", &Options::cluster_size, "mean number of keys in a cluster");
+  every.Add("--segment-size", &Options::segment_size, "positions clustered together; 0: all");
+  every.Add("--update-interval", &Options::update_interval,
+            "with --segment-size 0: new positions until they are clustered");
+  every.Add("--kmeans-iterations", &Options::kmeans_iterations,
+            "upper bound of K-means iterations");
+  every.Add("--sinks", &Options::sinks, "first positions, always read");
+  every.Add("--recent", &Options::recent, "newest positions, always read");
+  every.Add("--dense-below", &Options::dense_below, "shorter sequences are read densely");
+
+  const AlgorithmOptions tactic(app, args, "Algorithm of policy tactic");
+  tactic.AddChoice("--index", &Options::index,
+                   {{"clusters", IndexKind::kClusters}, {"pages", IndexKind::kPages}},
+                   "divide positions by K-means, or into runs of 32 without clustering");
+  tactic.AddChoice("--bits", &Options::bits, {{"auto", 0}, {"2", 2}, {"3", 3}, {"4", 4}},
+                   "bits per element of a key's code; auto: by --bits-error");
+  tactic.Add("--bits-error", &Options::bits_error,
+             "error of a logit, as predicted, up to which fewer bits will do");
+  tactic.Add("--skip-share", &Options::skip_share,
+             "share of 1 - target that clusters may hold whose codes are not read");
+  tactic.Add("--skip-token", &Options::skip_token,
+             "share of 1 - target that one token of such a cluster may hold");
+  tactic.Add("--unread-margin", &Options::unread_margin,
+             "factor on the estimated mass of tokens that are not read");
+  tactic.Add("--skipped-margin", &Options::skipped_margin,
+             "factor on the estimated mass of clusters whose codes are not read");
+  tactic.Add("--rounds", &Options::rounds,
+             "times a selection that falls short is extended; 0: never");
+  tactic.AddChoice("--tail", &Options::tail, {{"on", true}, {"off", false}},
+                   "let unread tokens count, with the mean values of their clusters");
+  tactic.Add("--dense-share", &Options::dense_share,
+             "share of the context beyond which a KV head reads all of it");
+
+  const AlgorithmOptions paper(app, args, "Algorithm of policy paper");
+  paper.Add("--index-seed", &Options::seed, "seed of the initial centroids");
+  paper.Add("--head-share", &Options::head_share, "share of ranks computed exactly before the fit");
+  paper.Add("--near-window", &Options::near_window,
+            "place of the near window of the fit, as a share");
+  paper.Add("--far-window", &Options::far_window, "place of the far window of the fit, as a share");
+  paper.Add("--window-share", &Options::window_share, "width of both windows, as a share");
+}
+
+Status ResolveAlgorithm(const AlgorithmArgs& args, llama::Policy policy,
+                        llama::HookOptions* options) {
+  *options = llama::HookOptions::For(policy);
+  for (const auto& change : args.changes) change(&options->tactic);
+  const Status status = options->tactic.Validate();
+  if (status.ok()) return status;
+  return {status.code(), fmt::format("policy {}: {}", llama::PolicyName(policy), status.message())};
 }
 
 void AddCacheArgs(CLI::App* app, CacheArgs* args) {

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "model.h"
 #include "prompt_state.h"
@@ -46,7 +47,15 @@ Status CheckModelArgs(const ModelArgs& args);
 Status LoadModel(const ModelArgs& args, std::unique_ptr<Model>* model);
 
 // --- the algorithm ---
-void AddAlgorithmArgs(CLI::App* app, Options* options);
+struct AlgorithmArgs {
+  // One change for every option that was given. What is not given keeps the default of the policy,
+  // which differs from policy to policy.
+  std::vector<std::function<void(Options*)>> changes;
+};
+void AddAlgorithmArgs(CLI::App* app, AlgorithmArgs* args);
+// A policy and its parameters. InvalidArgument when one is out of its range.
+Status ResolveAlgorithm(const AlgorithmArgs& args, llama::Policy policy,
+                        llama::HookOptions* options);
 
 // --- the cache of prompts ---
 struct CacheArgs {
@@ -64,6 +73,7 @@ void AddJsonArg(CLI::App* app, std::string* path);
 void AddRun(CLI::App* app, Command* command);
 void AddDemo(CLI::App* app, Command* command);
 void AddBench(CLI::App* app, Command* command);
+void AddTrace(CLI::App* app, Command* command);
 void AddQuality(CLI::App* app, Command* command);
 void AddInfo(CLI::App* app, Command* command);
 

@@ -28,10 +28,10 @@ constexpr int kWarmUpSteps = 2;
 
 struct BenchArgs {
   ModelArgs model;
-  Options algorithm;
+  AlgorithmArgs algorithm;
   CacheArgs cache;
   std::vector<int> depths = {4096, 8192, 16384, 32768};
-  std::vector<std::string> policies = {"stock", "dense", "paper"};
+  std::vector<std::string> policies = {"stock", "dense", "paper", "tactic"};
   std::string fill = "real";
   std::string file;
   int repeats = 5;
@@ -52,12 +52,14 @@ class Bench {
   Status Measure(int depth, DepthResult* result);
 
   const std::vector<int>& depths() const { return depths_; }  // descending, without duplicates
+  double target() const { return policies_.front().tactic.target; }  // of every policy
   nlohmann::json CommonFields() const;
   bool random() const { return args_.fill == "random"; }
 
  private:
   bool Wants(Policy policy) const {
-    return std::find(policies_.begin(), policies_.end(), policy) != policies_.end();
+    return std::any_of(policies_.begin(), policies_.end(),
+                       [&](const llama::HookOptions& options) { return options.policy == policy; });
   }
   Status CheckArguments();
   // `needed`: tokens that the contexts must hold.
@@ -74,7 +76,7 @@ class Bench {
   const BenchArgs& args_;
   const bool show_progress_;
   std::vector<int> depths_;
-  std::vector<Policy> policies_;
+  std::vector<llama::HookOptions> policies_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Session> session_;    // with the hook
   std::unique_ptr<Session> flash_off_;  // stock without flash attention; may be null
@@ -87,9 +89,9 @@ Status Bench::CheckArguments() {
   for (const std::string& name : args_.policies) {
     Policy policy;
     TACTIC_RETURN_IF_ERROR(llama::ParsePolicy(name, &policy));
-    if (!Wants(policy)) policies_.push_back(policy);
+    if (Wants(policy)) continue;
+    TACTIC_RETURN_IF_ERROR(ResolveAlgorithm(args_.algorithm, policy, &policies_.emplace_back()));
   }
-  TACTIC_RETURN_IF_ERROR(args_.algorithm.Validate());
   return CheckModelArgs(args_.model);
 }
 
@@ -144,13 +146,11 @@ Status Bench::OpenSessions(int needed) {
       bytes,
       fmt::format("the KV cache of a context of {} tokens, {} times,", options.context, copies)));
 
-  llama::HookOptions hook;
-  hook.policy = policies_.front();
+  llama::HookOptions hook = policies_.front();
   // One of ours, if any, so that a model that cannot be served is noticed before the text is read.
-  for (const Policy policy : policies_) {
-    if (policy != Policy::kStock) hook.policy = policy;
+  for (const llama::HookOptions& policy : policies_) {
+    if (policy.policy != Policy::kStock) hook = policy;
   }
-  hook.tactic = args_.algorithm;
   TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options, &hook, &session_));
   if (!flash_off) return Status::Ok();
   options.flash_attention = false;
@@ -160,7 +160,7 @@ Status Bench::OpenSessions(int needed) {
 Status Bench::FillReal() {
   const std::span<const llama_token> text(tokens_.data(), static_cast<size_t>(depths_.front()));
   // Stock reads: nothing is indexed before a depth asks for it and times it.
-  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(Policy::kStock));
+  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(llama::HookOptions::For(Policy::kStock)));
   int from_cache = 0;
   {
     Progress progress("reading", depths_.front(), show_progress_);
@@ -233,7 +233,7 @@ Status Bench::MeasureRepeat(int depth, int repeat, DepthResult* result) {
       continue;
     }
     Cost& cost = result->costs[variant];
-    TACTIC_RETURN_IF_ERROR(session_->UsePolicy(cost.policy()));
+    TACTIC_RETURN_IF_ERROR(session_->UsePolicy(cost.options()));
     std::vector<double> times;
     TACTIC_RETURN_IF_ERROR(Steps(session_.get(), depth, kWarmUpSteps, args_.tokens, &times));
     for (const double time : times) cost.AddTime(time);
@@ -250,9 +250,9 @@ Status Bench::Measure(int depth, DepthResult* result) {
   const bool known = model_->facts().sliding_window == 0;
   result->kv_bytes =
       !known ? 0 : depth * model_->facts().KvBytesPerToken(options.type_k, options.type_v);
-  for (const Policy policy : policies_) {
+  for (const llama::HookOptions& policy : policies_) {
     Cost& cost = result->costs.emplace_back(policy);
-    if (policy == Policy::kStock) continue;
+    if (policy.policy == Policy::kStock) continue;
     // From nothing to the first token: this is what building the index costs at this depth.
     TACTIC_RETURN_IF_ERROR(session_->UsePolicy(policy));
     session_->hook()->DropIndex();
@@ -265,8 +265,8 @@ Status Bench::Measure(int depth, DepthResult* result) {
     TACTIC_RETURN_IF_ERROR(MeasureRepeat(depth, repeat, result));
   }
   for (Cost& cost : result->costs) {
-    if (cost.policy() != Policy::kPaper || random() || args_.mass_tokens == 0) continue;
-    TACTIC_RETURN_IF_ERROR(session_->UsePolicy(cost.policy()));
+    if (!Selects(cost.policy()) || random() || args_.mass_tokens == 0) continue;
+    TACTIC_RETURN_IF_ERROR(session_->UsePolicy(cost.options()));
     session_->hook()->TakeStats();
     session_->hook()->MeasureMass(true);
     const Status status = Steps(session_.get(), depth, 0, args_.mass_tokens, nullptr);
@@ -287,11 +287,7 @@ nlohmann::json Bench::CommonFields() const {
       {"file", random()             ? ""
                : args_.file.empty() ? kDefaultBook
                                     : args_.file},
-      {"target", args_.algorithm.target},
-      {"cluster_size", args_.algorithm.cluster_size},
-      {"segment_size", args_.algorithm.segment_size},
-      {"sinks", args_.algorithm.sinks},
-      {"recent", args_.algorithm.recent},
+      {"target", target()},
       {"repeats", args_.repeats},
       {"tokens_per_repeat", args_.tokens},
       {"threads", options.threads},
@@ -318,7 +314,7 @@ Status RunBench(const BenchArgs& args, bool show_progress) {
     results.insert(results.begin(), std::move(result));
   }
   if (!results.empty()) {
-    PrintBenchTable(results, args.algorithm.target, bench.random(), report.text());
+    PrintBenchTable(results, bench.target(), bench.random(), report.text());
   }
   TACTIC_RETURN_IF_ERROR(status);
   return report.WriteJson(BenchRecords(results, bench.CommonFields()));
@@ -335,7 +331,7 @@ void AddBench(CLI::App* app, Command* command) {
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 28))
       ->capture_default_str();
-  sub->add_option("--policies", args->policies, "of stock, dense and paper")
+  sub->add_option("--policies", args->policies, "of stock, dense, paper and tactic")
       ->delimiter(',')
       ->capture_default_str();
   sub->add_option("--fill", args->fill, "K and V of a real text, or random ones (for times only)")

@@ -80,6 +80,13 @@ void PrintBenchTable(const std::vector<DepthResult>& results, double target, boo
   table.Print(out);
   for (const DepthResult& result : results) {
     for (const Cost& cost : result.costs) {
+      const std::string belief = cost.BeliefText();
+      if (belief.empty()) continue;
+      fmt::print(out, "{} at {}: {}\n", llama::PolicyName(cost.policy()), result.depth, belief);
+    }
+  }
+  for (const DepthResult& result : results) {
+    for (const Cost& cost : result.costs) {
       if (cost.policy() != Policy::kStock) continue;
       const std::optional<double> off = MedianOf(result.fa_off_ms);
       fmt::print(

@@ -1,4 +1,4 @@
-// `tactic demo`: facts hidden in a novel, found again under three kinds of attention.
+// `tactic demo`: facts hidden in a novel, found again under four kinds of attention.
 //
 // The text is read once. Every question is appended to it, answered greedily under each policy in
 // turn, and rolled back, so that all policies see the same keys and values.
@@ -22,7 +22,7 @@ namespace {
 
 using llama::Policy;
 
-constexpr std::array kPolicies = {Policy::kStock, Policy::kDense, Policy::kPaper};
+constexpr std::array kPolicies = {Policy::kStock, Policy::kDense, Policy::kPaper, Policy::kTactic};
 constexpr int kDefaultContext = 8192;
 constexpr int kSmallestContext = 1024;
 // Tokens of an answer at most; the right ones have about twenty.
@@ -36,7 +36,7 @@ constexpr char kMarker[] = "@@TACTIC-TEXT@@";
 
 struct DemoArgs {
   ModelArgs model;
-  Options algorithm;
+  AlgorithmArgs algorithm;
   CacheArgs cache;
   std::string file;
   int facts = 3;
@@ -76,9 +76,13 @@ class Demo {
 };
 
 Status Demo::Prepare(DemoResult* result) {
-  TACTIC_RETURN_IF_ERROR(args_.algorithm.Validate());
+  for (const Policy policy : kPolicies) {
+    llama::HookOptions options;
+    TACTIC_RETURN_IF_ERROR(ResolveAlgorithm(args_.algorithm, policy, &options));
+    result->costs.emplace_back(options);
+    result->target = options.tactic.target;  // the same for all
+  }
   TACTIC_RETURN_IF_ERROR(CheckModelArgs(args_.model));
-  result->target = args_.algorithm.target;
   TACTIC_RETURN_IF_ERROR(LoadModel(args_.model, &model_));
   TACTIC_RETURN_IF_ERROR(ResolveSession(args_.model, *model_, &options_));
   options_.context = RoundUpContext(args_.model.context);
@@ -117,22 +121,22 @@ Status Demo::Compose(DemoResult* result) {
 }
 
 Status Demo::Read(DemoResult* result) {
-  llama::HookOptions hook;
-  hook.policy = Policy::kPaper;  // its index is built while the text is read
-  hook.tactic = args_.algorithm;
-  TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options_, &hook, &session_));
+  // The index of the last policy is built while the text is read.
+  Cost& indexed = result->costs.back();
+  TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options_, &indexed.options(), &session_));
   const auto start = std::chrono::steady_clock::now();
   Progress progress("reading", result->tokens, show_progress_);
   TACTIC_RETURN_IF_ERROR(
       ResolveCache(args_.cache).Fill(text_, session_.get(), &progress, &result->from_cache));
   result->read_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  indexed.AddIndex(session_->hook()->TakeStats());
   return Status::Ok();
 }
 
 Status Demo::Answer(llama_token token, bool measure, Cost* cost, std::string* text) {
   const int depth = session_->depth();
-  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(cost->policy()));
+  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(cost->options()));
   session_->hook()->TakeStats();
   session_->hook()->MeasureMass(measure);
   const Sampler greedy;
@@ -154,9 +158,8 @@ Status Demo::Answer(llama_token token, bool measure, Cost* cost, std::string* te
 }
 
 Status Demo::Prime(DemoResult* result) {
-  for (const Policy policy : kPolicies) {
-    Cost& cost = result->costs.emplace_back(policy);
-    TACTIC_RETURN_IF_ERROR(session_->UsePolicy(policy));
+  for (Cost& cost : result->costs) {
+    TACTIC_RETURN_IF_ERROR(session_->UsePolicy(cost.options()));
     TACTIC_RETURN_IF_ERROR(session_->Step(questions_[0][0]));
     TACTIC_RETURN_IF_ERROR(session_->hook()->LastProblem());
     cost.AddIndex(session_->hook()->TakeStats());
@@ -169,7 +172,7 @@ Status Demo::AskOne(const std::vector<llama_token>& tokens, DemoQuestion* questi
                     std::vector<Cost>* costs) {
   // The question is a prompt like the text. Its last token is decoded by the policy, so that every
   // token of the answer, the first included, comes from the policy's attention.
-  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(Policy::kStock));
+  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(llama::HookOptions::For(Policy::kStock)));
   TACTIC_RETURN_IF_ERROR(session_->Read({tokens.data(), tokens.size() - 1}));
   question->answers.resize(costs->size());
   for (int repeat = 0; repeat < args_.repeats; ++repeat) {
@@ -184,7 +187,7 @@ Status Demo::AskOne(const std::vector<llama_token>& tokens, DemoQuestion* questi
   }
   for (Cost& cost : *costs) {
     std::string text;
-    if (cost.policy() != Policy::kPaper) continue;  // the others hold all of the mass
+    if (!Selects(cost.policy())) continue;  // the others hold all of the mass
     TACTIC_RETURN_IF_ERROR(Answer(tokens.back(), true, &cost, &text));
   }
   return session_->RollBack(static_cast<int>(text_.size()));
@@ -228,7 +231,7 @@ Status RunDemo(DemoArgs args, bool show_progress) {
 void AddDemo(CLI::App* app, Command* command) {
   auto args = std::make_shared<DemoArgs>();
   CLI::App* sub =
-      app->add_subcommand("demo", "Find facts hidden in a novel: stock, dense and paper");
+      app->add_subcommand("demo", "Find facts hidden in a novel: stock, dense, paper and tactic");
   AddModelArgs(sub, &args->model);
   sub->get_option("--ctx")->description(
       fmt::format("tokens to read, question and answer included; 0: {}", kDefaultContext));

@@ -31,7 +31,7 @@ void PrintDemo(const DemoResult& result, FILE* out) {
     fmt::print(out, "hidden at {:.0f} %: {}\n  asked: {}\n", 100 * question.depth,
                question.fact.sentence, question.fact.question);
     for (size_t i = 0; i < question.answers.size(); ++i) {
-      fmt::print(out, "  {:<5}  {:<5}  {}\n", llama::PolicyName(result.costs[i].policy()),
+      fmt::print(out, "  {:<6}  {:<5}  {}\n", llama::PolicyName(result.costs[i].policy()),
                  question.answers[i].right ? "right" : "WRONG", question.answers[i].text);
     }
   }
@@ -55,10 +55,16 @@ void PrintDemo(const DemoResult& result, FILE* out) {
   fmt::print(
       out,
       "\nstock: llama.cpp with flash attention on; `tactic bench` compares with on and off.\n"
-      "dense: Tactic's own exact attention. paper: the published algorithm.\n"
+      "dense: Tactic's own exact attention. paper: the published algorithm. tactic: selects by "
+      "codes\n"
+      "of the keys, and extends what turns out to fall short.\n"
       "mass: share of softmax weight that a head's selection holds; reached: share of (layer, "
       "head,\n"
       "step) cases that hold the target. Both computed exactly, on steps that are not timed.\n");
+  for (const Cost& cost : result.costs) {
+    const std::string belief = cost.BeliefText();
+    if (!belief.empty()) fmt::print(out, "{}: {}\n", llama::PolicyName(cost.policy()), belief);
+  }
 }
 
 nlohmann::json DemoJson(const DemoResult& result) {

@@ -17,7 +17,7 @@ namespace {
 
 struct InfoArgs {
   ModelArgs model;
-  Options algorithm;
+  AlgorithmArgs algorithm;
   std::string json;
 };
 
@@ -79,11 +79,22 @@ Status ProbeGraph(const Model& model, int threads, GraphFacts* facts) {
   return Status::Ok();
 }
 
-// Bytes of index per token and layer: per KV head a 16-bit member, and per cluster a centroid of
-// f16 with its size and place. An estimate: the newest, not yet clustered positions are left out.
+// Bytes of index per token and layer, as segments store it. An estimate: the newest positions are
+// in no segment yet, and bits that are chosen for each segment count as 3.
 double IndexBytesPerToken(const ModelFacts& facts, const Options& options) {
-  const double cluster = 2.0 * facts.head_dim_k + 8;
-  return facts.kv_heads * (2 + cluster / options.cluster_size);
+  constexpr double kMember = 2;          // place of a token in its segment
+  constexpr double kPaperCluster = 4;    // where its members begin
+  constexpr double kTacticCluster = 20;  // that, scales, and what else is known of its tokens
+  if (options.mode == Mode::kPaper) {    // f16 centroids
+    return facts.kv_heads *
+           (kMember + (2.0 * facts.head_dim_k + kPaperCluster) / options.cluster_size);
+  }
+  const int bits = options.bits > 0 ? options.bits : 3;
+  const double code = facts.head_dim_k * bits / 8.0 + 1;
+  // 8-bit centroids of keys and means of values.
+  const double cluster = facts.head_dim_k + facts.head_dim_v + kTacticCluster;
+  const int tokens = options.index == IndexKind::kPages ? Options::kPage : options.cluster_size;
+  return facts.kv_heads * (kMember + code + cluster / tokens);
 }
 
 std::string Join(const std::vector<std::string>& names) {
@@ -93,7 +104,9 @@ std::string Join(const std::vector<std::string>& names) {
 }
 
 Status Info(const InfoArgs& args) {
-  TACTIC_RETURN_IF_ERROR(args.algorithm.Validate());
+  llama::HookOptions tactic, paper;
+  TACTIC_RETURN_IF_ERROR(ResolveAlgorithm(args.algorithm, llama::Policy::kTactic, &tactic));
+  TACTIC_RETURN_IF_ERROR(ResolveAlgorithm(args.algorithm, llama::Policy::kPaper, &paper));
   TACTIC_RETURN_IF_ERROR(CheckModelArgs(args.model));
   Report report;
   TACTIC_RETURN_IF_ERROR(Report::Open(args.json, &report));
@@ -108,7 +121,8 @@ Status Info(const InfoArgs& args) {
   const int context = args.model.context > 0 ? args.model.context : facts.context;
   const int64_t kv_bytes = facts.KvBytesPerToken(session.type_k, session.type_v);
   const int indexed_layers = graph.flash_nodes - static_cast<int>(graph.sliding_layers.size());
-  const double index_bytes = indexed_layers * IndexBytesPerToken(facts, args.algorithm);
+  const double tactic_bytes = indexed_layers * IndexBytesPerToken(facts, tactic.tactic);
+  const double paper_bytes = indexed_layers * IndexBytesPerToken(facts, paper.tactic);
 
   const nlohmann::json json = {
       {"command", "info"},
@@ -141,7 +155,7 @@ Status Info(const InfoArgs& args) {
       {"kv_type_k", ggml_type_name(session.type_k)},
       {"kv_type_v", ggml_type_name(session.type_v)},
       {"kv_bytes_per_token", kv_bytes},
-      {"index_bytes_per_token_estimate", index_bytes},
+      {"index_bytes_per_token_estimate", {{"tactic", tactic_bytes}, {"paper", paper_bytes}}},
       {"context", context},
   };
 
@@ -175,8 +189,12 @@ Status Info(const InfoArgs& args) {
                                FormatBytes(static_cast<double>(kv_bytes)),
                                ggml_type_name(session.type_k), ggml_type_name(session.type_v),
                                FormatBytes(static_cast<double>(kv_bytes) * context), context));
-  line("index", fmt::format("about {} a token, {} at {} tokens", FormatBytes(index_bytes),
-                            FormatBytes(index_bytes * context), context));
+  const auto index_line = [&](const char* name, const char* policy, double bytes) {
+    line(name, fmt::format("policy {}: about {} a token, {} at {} tokens", policy,
+                           FormatBytes(bytes), FormatBytes(bytes * context), context));
+  };
+  index_line("index", "tactic", tactic_bytes);
+  index_line("", "paper", paper_bytes);
   return report.WriteJson(json);
 }
 

@@ -20,8 +20,8 @@ using Clock = std::chrono::steady_clock;
 
 struct RunArgs {
   ModelArgs model;
-  Options algorithm;
-  std::string policy = "paper";
+  AlgorithmArgs algorithm;
+  std::string policy = "tactic";
   std::string prompt;
   std::string file;
   std::string system;
@@ -99,7 +99,7 @@ Status Generate(const RunArgs& args, Session* session, FILE* out, Cost* cost, Ge
   const Model& model = session->model();
   const Sampler sampler(args.temperature, args.seed);
   TextStream stream(out);
-  const bool measure = cost->policy() == llama::Policy::kPaper && args.measure_every > 0;
+  const bool measure = Selects(cost->policy()) && args.measure_every > 0;
   for (int i = 0; i < args.max_tokens; ++i) {
     const auto start = Clock::now();
     const llama_token token = sampler.Sample(session->get());
@@ -156,22 +156,24 @@ void PrintClosing(const RunArgs& args, const Session& session, size_t prompt_tok
              cost.RowsFraction() * session.depth(), session.depth(), Percent(cost.RowsFraction()),
              FormatBytes(cost.BytesPerStep()), Percent(cost.BytesFraction()));
   const std::optional<Mass> mass = cost.MassReached();
-  if (cost.policy() == llama::Policy::kPaper && mass) {
+  const std::string belief = cost.BeliefText();
+  if (!belief.empty()) fmt::print(stderr, "  {}\n", belief);
+  if (Selects(cost.policy()) && mass) {
     fmt::print(stderr,
                "  attention mass reached: {:.3f} on average, target {} reached in {} of the cases "
                "(on {} measured steps, which tok/s leaves out)\n",
-               mass->own_mean, args.algorithm.target, Percent(mass->own_reached),
+               mass->own_mean, cost.options().tactic.target, Percent(mass->own_reached),
                generated.measured_steps);
   }
 }
 
-nlohmann::json RunJson(const RunArgs& args, const Session& session, size_t prompt_tokens,
-                       double prompt_seconds, const Cost& cost, const Generated& generated) {
+nlohmann::json RunJson(const Session& session, size_t prompt_tokens, double prompt_seconds,
+                       const Cost& cost, const Generated& generated) {
   nlohmann::json json = {
       {"command", "run"},
       {"model", session.model().path()},
       {"lora", session.model().lora_path()},
-      {"target", args.algorithm.target},
+      {"target", cost.options().tactic.target},
       {"context", session.capacity()},
       {"threads", session.options().threads},
       {"prompt_tokens", prompt_tokens},
@@ -190,11 +192,11 @@ nlohmann::json RunJson(const RunArgs& args, const Session& session, size_t promp
 }
 
 Status Run(const RunArgs& args, bool show_progress) {
+  llama::Policy policy;
+  TACTIC_RETURN_IF_ERROR(llama::ParsePolicy(args.policy, &policy));
   llama::HookOptions hook;
-  TACTIC_RETURN_IF_ERROR(llama::ParsePolicy(args.policy, &hook.policy));
-  TACTIC_RETURN_IF_ERROR(args.algorithm.Validate());
+  TACTIC_RETURN_IF_ERROR(ResolveAlgorithm(args.algorithm, policy, &hook));
   TACTIC_RETURN_IF_ERROR(CheckModelArgs(args.model));
-  hook.tactic = args.algorithm;
   Report report;
   TACTIC_RETURN_IF_ERROR(Report::Open(args.json, &report));
   std::string text;
@@ -223,7 +225,7 @@ Status Run(const RunArgs& args, bool show_progress) {
     TACTIC_RETURN_IF_ERROR(session->Read(tokens, &progress));
   }
   const double prompt_seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  Cost cost(hook.policy);
+  Cost cost(hook);
   cost.AddIndex(session->hook()->TakeStats());
 
   Generated generated;
@@ -231,7 +233,7 @@ Status Run(const RunArgs& args, bool show_progress) {
   fmt::print(report.text(), "\n");
   PrintClosing(args, *session, tokens.size(), prompt_seconds, cost, generated);
   TACTIC_RETURN_IF_ERROR(status);
-  return report.WriteJson(RunJson(args, *session, tokens.size(), prompt_seconds, cost, generated));
+  return report.WriteJson(RunJson(*session, tokens.size(), prompt_seconds, cost, generated));
 }
 
 }  // namespace
@@ -257,7 +259,7 @@ void AddRun(CLI::App* app, Command* command) {
   sub->add_option("--seed", args->seed, "seed of the sampling")
       ->capture_default_str()
       ->type_name("N");
-  sub->add_option("--policy", args->policy, "who computes attention: stock, dense or paper")
+  sub->add_option("--policy", args->policy, "who computes attention: stock, dense, paper or tactic")
       ->capture_default_str();
   sub->add_option("--measure-every", args->measure_every,
                   "measure the exact mass on every Nth step; 0: never")

@@ -49,6 +49,7 @@ Status Session::Open(const Model& model, const SessionOptions& options,
     TACTIC_RETURN_IF_ERROR(llama::Hook::Create(*hook_options, &session->hook_));
     TACTIC_RETURN_IF_ERROR(session->hook_->Install(&params));
   }
+  if (options.capture != nullptr) TACTIC_RETURN_IF_ERROR(options.capture->Install(&params));
   ForgetLlamaErrors();
   session->context_.reset(llama_init_from_model(model.get(), params));
   if (!session->context_) {
@@ -163,10 +164,6 @@ void Session::SetDepth(int depth) {
   if (hook_) hook_->DropIndex();  // it never saw the cells being written
 }
 
-Status Session::UsePolicy(llama::Policy policy) {
-  llama::HookOptions options = hook_->options();
-  options.policy = policy;
-  return hook_->SetOptions(options);
-}
+Status Session::UsePolicy(const llama::HookOptions& options) { return hook_->SetOptions(options); }
 
 }  // namespace tactic::app

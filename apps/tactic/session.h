@@ -14,6 +14,7 @@
 #include "model.h"
 #include "progress.h"
 #include "tactic/status.h"
+#include "tactic_llama/capture.h"
 #include "tactic_llama/hook.h"
 
 namespace tactic::app {
@@ -29,6 +30,8 @@ struct SessionOptions {
   // Keep the whole sequence in sliding-window layers too, so that RollBack may go back any
   // distance.
   bool keep_window = false;
+  // Observes the context of a session without a hook; null: none. Must outlive the session.
+  llama::Capture* capture = nullptr;
 };
 
 // Tokens that a context for at least `tokens` tokens really has.
@@ -67,8 +70,8 @@ class Session {
   // To be called after the cache was filled by other means (a restored state).
   void SetDepth(int depth);
 
-  // Changes who computes the attention; the algorithm's parameters stay. REQUIRES: hook() != null.
-  Status UsePolicy(llama::Policy policy);
+  // Changes who computes the attention, and with which parameters. REQUIRES: hook() != null.
+  Status UsePolicy(const llama::HookOptions& options);
 
  private:
   Session() = default;

@@ -139,7 +139,7 @@ void CellTracker::Apply(Track* track, const CellSet& visible, std::span<const in
   if (!gone.empty()) {
     ++edits_;
     for (size_t p : gone) track->set.Remove(relative(track->cells[p]));
-    for (auto& [layer, index] : track->indexes) {
+    for (auto& [key, index] : track->indexes) {
       // Runs of positions, the last first so that earlier ones keep their numbers.
       for (size_t end = gone.size(); end > 0;) {
         size_t begin = end - 1;
@@ -162,7 +162,7 @@ void CellTracker::Apply(Track* track, const CellSet& visible, std::span<const in
       if (print == track->prints[p]) continue;
       changed = true;
       track->prints[p] = print;
-      for (auto& [layer, index] : track->indexes) {
+      for (auto& [key, index] : track->indexes) {
         (void)index.Invalidate(static_cast<int64_t>(p), static_cast<int64_t>(p) + 1);
       }
     }
@@ -187,7 +187,7 @@ void CellTracker::Apply(Track* track, const CellSet& visible, std::span<const in
   size_t first_new = track->cells.size();
   while (first_new > 0 && rewritten.Has(relative(track->cells[first_new - 1]))) --first_new;
   track->unprinted = first_new;
-  for (auto& [layer, index] : track->indexes) index.Append(std::ssize(added));
+  for (auto& [key, index] : track->indexes) index.Append(std::ssize(added));
   track->last_used = clock_;
 }
 
@@ -261,19 +261,22 @@ void CellTracker::Evict() {
 void CellTracker::InvalidateAll() {
   ++edits_;
   for (auto& track : tracks_) {
-    for (auto& [layer, index] : track->indexes) (void)index.Invalidate(0, index.size());
+    for (auto& [key, index] : track->indexes) (void)index.Invalidate(0, index.size());
   }
 }
 
-void CellTracker::DropIndexes() {
-  for (auto& track : tracks_) track->indexes.clear();
+void CellTracker::DropIndexes(Mode mode) {
+  for (auto& track : tracks_) {
+    std::erase_if(track->indexes, [&](const auto& entry) { return entry.first.first == mode; });
+  }
 }
 
-size_t CellTracker::IndexBytes() const {
+size_t CellTracker::IndexBytes(Mode mode) const {
   size_t bytes = 0;
   for (const auto& track : tracks_) {
     if (track->last_used != clock_) continue;
-    for (const auto& [layer, index] : track->indexes) bytes += index.MemoryBytes();
+    for (const auto& [key, index] : track->indexes)
+      bytes += key.first == mode ? index.MemoryBytes() : 0;
     bytes +=
         track->cells.capacity() * sizeof(uint32_t) + track->prints.capacity() * sizeof(uint64_t);
   }

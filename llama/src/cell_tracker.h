@@ -18,8 +18,10 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
+#include "tactic/options.h"
 #include "tactic/rows_view.h"
 #include "tactic/sequence_index.h"
 
@@ -63,7 +65,9 @@ struct Track {
   std::vector<uint64_t>
       prints;   // fingerprint of each cell's key; kUnknownPrint until it was computed
   CellSet set;  // the same cells, relative to base
-  std::map<int, SequenceIndex> indexes;  // by layer
+  // By mode and layer. A mode's index is there once a step of that mode needed it; from then on it
+  // follows every edit, also while another mode decodes.
+  std::map<std::pair<Mode, int>, SequenceIndex> indexes;
   uint64_t last_used = 0;
   size_t unprinted = 0;  // positions from here on await RecordPrints
 };
@@ -109,12 +113,12 @@ class CellTracker {
   // The engine rewrote keys in a way that cannot be followed (a context shift): every segment is
   // dropped.
   void InvalidateAll();
-  // Forgets indexes; which cells make up which sequence is kept.
-  void DropIndexes();
+  // Forgets the indexes of a mode; which cells make up which sequence is kept.
+  void DropIndexes(Mode mode);
 
   int64_t edits() const { return edits_; }
-  // Bytes of the indexes and lists of the sequences of the last batch.
-  size_t IndexBytes() const;
+  // Bytes of a mode's indexes and of the lists of the sequences of the last batch.
+  size_t IndexBytes(Mode mode) const;
 
  private:
   Track* Match(int64_t base, const CellSet& visible);

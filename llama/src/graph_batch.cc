@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <string_view>
 
 #include "ggml-backend.h"
+#include "llama/src/policy.h"
 
 namespace tactic::llama {
 namespace {
@@ -59,6 +61,30 @@ Status ReadRows(const ggml_tensor* view, RowsView* rows) {
 }
 
 }  // namespace
+
+void AddReport(const HeadReport& head, double target, HookStats* stats) {
+  if (head.p_hat >= 0) {
+    ++stats->selections;
+    stats->p_hat_sum += head.p_hat;
+    stats->p_hat_min = std::min(stats->p_hat_min, head.p_hat);
+    stats->extended += head.rounds > 0;
+    stats->coded += head.code_error > 0;
+    stats->code_error_sum += head.code_error;
+    stats->code_error_max = std::max(stats->code_error_max, head.code_error);
+  }
+  if (head.own_mass < 0) return;
+  constexpr double kRounding = 0.001;  // a target missed by less is reached
+  constexpr double kOverclaim = 0.05;  // one missed by more should have been noticed
+  const double reached = target - kRounding;
+  ++stats->cases;
+  stats->own_mass_sum += head.own_mass;
+  stats->union_mass_sum += head.union_mass;
+  stats->own_mass_min = std::min(stats->own_mass_min, head.own_mass);
+  stats->union_mass_min = std::min(stats->union_mass_min, head.union_mass);
+  stats->own_reached += head.own_mass >= reached;
+  stats->union_reached += head.union_mass >= reached;
+  stats->overclaims += head.p_hat >= target && head.own_mass < target - kOverclaim;
+}
 
 int KeyCacheLayer(const ggml_tensor* node) {
   constexpr std::string_view kPrefix = "cache_k_l";
@@ -118,30 +144,68 @@ std::vector<int64_t> LayerView::StreamBases() const {
   return bases;
 }
 
+std::vector<float> LayerView::QueryNorms() const {
+  // Of a stream: plenty for a mean that chooses between 2 and 4 bits.
+  constexpr int64_t kTokens = 64;
+  const ggml_tensor* q = node->src[0];
+  std::vector<float> norms;
+  for (int h = 0; h < shape.kv_heads; ++h) {
+    double sum = 0;
+    int64_t count = 0;
+    for (int64_t s = 0; s < streams; ++s) {
+      for (int64_t t = std::max<int64_t>(0, tokens - kTokens); t < tokens; ++t) {
+        for (int head = h * shape.group(); head < (h + 1) * shape.group(); ++head) {
+          const auto* row = reinterpret_cast<const float*>(
+              static_cast<const uint8_t*>(q->data) + t * q->nb[1] + head * q->nb[2] + s * q->nb[3]);
+          double square = 0;
+          for (int i = 0; i < shape.head_dim; ++i) square += double{row[i]} * double{row[i]};
+          if (!std::isfinite(square)) continue;
+          sum += square;
+          ++count;
+        }
+      }
+    }
+    const double mean = count > 0 ? sum / static_cast<double>(count) : 0;
+    norms.push_back(static_cast<float>(mean * scale * scale));
+  }
+  return norms;
+}
+
 void AttentionBatch::PlanIndex(Layer* layer) {
   layer->builds.clear();
   layer->next_unit = 0;
-  if (options_->policy != Policy::kPaper) return;
+  layer->norms_told = false;
+  const Mode mode = options_->tactic.mode;
+  if (!HasIndex(mode)) return;
   for (const TrackedRow& row : *layer->rows) {
     if (row.track == nullptr) continue;
     const bool seen =
         std::any_of(layer->builds.begin(), layer->builds.end(),
                     [&](const Layer::Build& build) { return build.track == row.track; });
     if (seen) continue;
-    auto [at, created] =
-        row.track->indexes.try_emplace(layer->view.layer, layer->view.shape, options_->tactic);
+    auto [at, created] = row.track->indexes.try_emplace(std::pair(mode, layer->view.layer),
+                                                        layer->view.shape, options_->tactic);
     if (created) at->second.Append(std::ssize(row.track->cells));
     layer->builds.push_back({row.track, &at->second, at->second.PlanBuild()});
   }
 }
 
+void AttentionBatch::TellQueryNorms(Layer* layer) {
+  const std::lock_guard<std::mutex> lock(layer->norms_mutex);
+  if (layer->norms_told) return;
+  if (layer->query_norms.empty()) layer->query_norms = layer->view.QueryNorms();
+  for (const Layer::Build& build : layer->builds) build.index->SetQueryNorms(layer->query_norms);
+  layer->norms_told = true;
+}
+
 void AttentionBatch::Index(Layer* layer, int thread, int threads) {
+  int total = 0;
+  for (const Layer::Build& build : layer->builds) total += build.units;
+  if (total > 0) TellQueryNorms(layer);  // before PlanStep looks at the indexes
   if (thread == 0) {
     if (layer->record_prints) layer->tracker->RecordPrints();
     if (layer->decode) PlanStep(layer, threads);
   }
-  int total = 0;
-  for (const Layer::Build& build : layer->builds) total += build.units;
   if (total == 0) return;
   const auto begin = std::chrono::steady_clock::now();
   for (int unit = layer->next_unit++; unit < total; unit = layer->next_unit++) {
@@ -178,16 +242,15 @@ void AttentionBatch::PlanStep(Layer* layer, int threads) {
       request.out = reinterpret_cast<float*>(static_cast<uint8_t*>(out->data) + t * out->nb[2] +
                                              s * out->nb[3]);
       request.out_stride = out->nb[1] / sizeof(float);
-      if (row.track != nullptr && options_->policy == Policy::kPaper) {
-        request.index = &row.track->indexes.at(view.layer);
+      const Mode mode = options_->tactic.mode;
+      if (row.track != nullptr && HasIndex(mode)) {
+        request.index = &row.track->indexes.at({mode, view.layer});
       }
       requests_.push_back(request);
     }
   }
-  Options tactic = options_->tactic;
-  tactic.mode = options_->policy == Policy::kPaper ? Mode::kPaper : Mode::kDense;
   const DecodeParams params{view.scale, view.softcap, measure_};
-  const Status status = step_.Plan(view.shape, tactic, params, requests_, threads);
+  const Status status = step_.Plan(view.shape, options_->tactic, params, requests_, threads);
   if (!status.ok()) {  // everything was checked when the node was taken over
     std::fprintf(stderr, "tactic: internal error: layer %d: %s\n", view.layer,
                  status.message().c_str());
@@ -210,18 +273,12 @@ void AttentionBatch::Harvest() {
   stats_.rows_read += step.rows_read;
   stats_.rows_dense += step.rows_dense;
   stats_.bytes_read += step.bytes_read;
+  stats_.bytes_clusters += step.bytes_clusters;
+  stats_.bytes_codes += step.bytes_codes;
+  stats_.bytes_rows += step.bytes_rows;
   stats_.bytes_dense += step.bytes_dense;
-  const double reached = options_->tactic.target - 0.001;
-  for (const HeadReport& head : step_.head_reports()) {
-    if (head.own_mass < 0) continue;
-    ++stats_.cases;
-    stats_.own_mass_sum += head.own_mass;
-    stats_.union_mass_sum += head.union_mass;
-    stats_.own_mass_min = std::min(stats_.own_mass_min, head.own_mass);
-    stats_.union_mass_min = std::min(stats_.union_mass_min, head.union_mass);
-    stats_.own_reached += head.own_mass >= reached;
-    stats_.union_reached += head.union_mass >= reached;
-  }
+  for (const HeadReport& head : step_.head_reports())
+    AddReport(head, options_->tactic.target, &stats_);
 }
 
 }  // namespace tactic::llama

@@ -4,7 +4,7 @@
 // Every attention layer of a graph carries six custom operations (or one, for a prompt batch, whose
 // attention stays stock):
 //
-//   kIndex    cluster segments that became due; lay out the layer's decode step
+//   kIndex    fill segments that became due; lay out the layer's decode step
 //   kRank, kBudget, kSelect, kAttend, kCombine    the phases of DecodeStep
 //
 // ggml synchronises its threads between nodes, so the phases need no barrier of ours. One
@@ -14,6 +14,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
 #include "ggml.h"
@@ -25,6 +26,9 @@ namespace tactic::llama {
 
 // The layer of a node that writes to, views, or is a key cache tensor; -1 for others.
 int KeyCacheLayer(const ggml_tensor* node);
+
+// Adds what one query head did to the totals.
+void AddReport(const HeadReport& head, double target, HookStats* stats);
 
 // An attention layer as the graph shows it.
 struct LayerView {
@@ -45,6 +49,10 @@ struct LayerView {
   Status Read(const ggml_tensor* attention);
   // First cell of every stream that the node covers.
   std::vector<int64_t> StreamBases() const;
+  // Mean of |q * scale|^2 over the query heads of each KV head and the last (at most 64) tokens of
+  // every stream; [kv_heads]. Queries that are not finite do not count. REQUIRES: the nodes before
+  // the attention node ran.
+  std::vector<float> QueryNorms() const;
 };
 
 class AttentionBatch {
@@ -64,12 +72,18 @@ class AttentionBatch {
     };
     std::vector<Build> builds;
     std::atomic<int> next_unit = 0;
+    // What indexes are told of this layer's queries (SequenceIndex::SetQueryNorms): measured from
+    // the first batch that has something to build, and never again, so that an index that is
+    // rebuilt later equals the first one. Empty until then.
+    std::vector<float> query_norms;
+    std::mutex norms_mutex;
+    bool norms_told = false;  // to the indexes of `builds`
   };
 
   explicit AttentionBatch(const HookOptions* options) : options_(options) {}
 
-  // Brings the index of every sequence of the layer's rows up to date on paper: what is to be
-  // clustered in kIndex.
+  // Brings the policy's index of every sequence of the layer's rows up to date on paper: what is to
+  // be filled in kIndex.
   void PlanIndex(Layer* layer);
 
   void Index(Layer* layer, int thread, int threads);
@@ -81,6 +95,8 @@ class AttentionBatch {
   HookStats& stats() { return stats_; }
 
  private:
+  // Before the first unit of a graph is built, whichever thread comes first.
+  static void TellQueryNorms(Layer* layer);
   void PlanStep(Layer* layer, int threads);
 
   const HookOptions* options_;

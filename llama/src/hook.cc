@@ -13,6 +13,7 @@
 #include "llama/src/graph_batch.h"
 #include "llama/src/huge_pages.h"
 #include "llama/src/node_rewrite.h"
+#include "llama/src/policy.h"
 #include "src/check.h"
 #include "tactic/isa.h"
 
@@ -25,32 +26,9 @@ constexpr int kPhasesBefore = 4;  // index, rank, budget, select
 
 }  // namespace
 
-const char* PolicyName(Policy policy) {
-  switch (policy) {
-    case Policy::kStock:
-      return "stock";
-    case Policy::kDense:
-      return "dense";
-    case Policy::kPaper:
-      return "paper";
-  }
-  return "unknown";
-}
-
-Status ParsePolicy(std::string_view name, Policy* policy) {
-  for (Policy p : {Policy::kStock, Policy::kDense, Policy::kPaper}) {
-    if (name == PolicyName(p)) {
-      *policy = p;
-      return Status::Ok();
-    }
-  }
-  return Status::InvalidArgument("policy is " + std::string(name) +
-                                 "; expected stock, dense or paper");
-}
-
 class Hook::Impl {
  public:
-  explicit Impl(const HookOptions& options) : options_(options), batch_(&options_) {}
+  explicit Impl(const HookOptions& options) : batch_(&options_) { Apply(options); }
 
   static bool Callback(ggml_tensor* node, bool ask, void* self) {
     if (ask) static_cast<Impl*>(self)->Visit(node);
@@ -83,15 +61,8 @@ class Hook::Impl {
 
   Status SetOptions(const HookOptions& options) {
     TACTIC_RETURN_IF_ERROR(Check(options));
-    const Options& a = options_.tactic;
-    const Options& b = options.tactic;
-    const bool same_index =
-        a.cluster_size == b.cluster_size && a.kmeans_iterations == b.kmeans_iterations &&
-        a.segment_size == b.segment_size && a.update_interval == b.update_interval &&
-        a.seed == b.seed && a.sinks == b.sinks && a.recent == b.recent;
     batch_.Harvest();
-    options_ = options;
-    if (!same_index) DropIndex();
+    Apply(options);
     return Status::Ok();
   }
 
@@ -109,7 +80,7 @@ class Hook::Impl {
   }
 
   void DropIndex() {
-    for (auto& [mask, group] : groups_) group.tracker.DropIndexes();
+    for (Mode mode : {Mode::kPaper, Mode::kTactic}) DropIndex(mode);
   }
 
   void MeasureMass(bool on) { batch_.set_measure(on); }
@@ -120,7 +91,8 @@ class Hook::Impl {
     for (auto& [first_layer, group] : groups_) {
       stats.edits += group.tracker.edits() - group.edits_taken;
       group.edits_taken = group.tracker.edits();
-      stats.index_bytes += static_cast<int64_t>(group.tracker.IndexBytes());
+      if (!HasIndex(options_.tactic.mode)) continue;
+      stats.index_bytes += static_cast<int64_t>(group.tracker.IndexBytes(options_.tactic.mode));
     }
     batch_.stats() = HookStats();
     return stats;
@@ -161,6 +133,19 @@ class Hook::Impl {
     int64_t visible = 0;  // most cells a row of the current batch sees
     int64_t edits_taken = 0;
   };
+
+  void Apply(const HookOptions& options) {
+    options_ = options;
+    options_.tactic.mode = ModeOf(options.policy);
+    if (!HasIndex(options_.tactic.mode)) return;
+    const auto [last, first] = index_options_.try_emplace(options_.tactic.mode, options_.tactic);
+    if (!first && !SameIndex(last->second, options_.tactic)) DropIndex(last->first);
+    last->second = options_.tactic;
+  }
+
+  void DropIndex(Mode mode) {
+    for (auto& [first_layer, group] : groups_) group.tracker.DropIndexes(mode);
+  }
 
   static void PhaseFunction(ggml_tensor*, int thread, int threads, void* user_data) {
     const auto* call = static_cast<const PhaseCall*>(user_data);
@@ -336,7 +321,8 @@ class Hook::Impl {
     return group;
   }
 
-  HookOptions options_;
+  HookOptions options_;                    // with the mode of the policy
+  std::map<Mode, Options> index_options_;  // that each mode had last
   AttentionBatch batch_;
   Status problem_;
   std::map<int, std::unique_ptr<LayerCalls>> layers_;

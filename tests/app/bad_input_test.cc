@@ -83,6 +83,16 @@ TEST(BadInput, TargetOutOfRange) {
 
 TEST(BadInput, AlgorithmOutOfRange) {
   ExpectError({"run", "-p", "x", "--cluster-size", "0"}, kExitUsage, {"cluster_size"});
+  ExpectError({"run", "-p", "x", "--rounds", "99"}, kExitUsage, {"policy tactic", "rounds is 99"});
+  ExpectError({"run", "-p", "x", "--bits", "5"}, kExitUsage, {"--bits", "auto"});
+  ExpectError({"run", "-p", "x", "--index", "trees"}, kExitUsage, {"--index", "pages"});
+  ExpectError({"run", "-p", "x", "--tail", "maybe"}, kExitUsage, {"--tail", "off"});
+}
+
+TEST(BadInput, EveryPolicyMustAllowWhatIsGiven) {
+  // A segment of 20 positions can hold a cluster of 16, but not one of 32.
+  ExpectError({"bench", "--policies", "paper,tactic", "--segment-size", "20"}, kExitUsage,
+              {"policy tactic", "segment_size is 20"});
 }
 
 TEST(BadInput, PromptLongerThanContext) {
@@ -123,9 +133,9 @@ TEST(BadInput, UnreadableFile) {
 
 TEST(BadInput, UnknownPolicy) {
   ExpectError({"run", "-p", "x", "--policy", "best"}, kExitUsage,
-              {"best", "stock", "dense", "paper"});
+              {"best", "stock", "dense", "paper", "tactic"});
   ExpectError({"bench", "--policies", "stock,best"}, kExitUsage,
-              {"best", "stock", "dense", "paper"});
+              {"best", "stock", "dense", "paper", "tactic"});
 }
 
 TEST(BadInput, UnknownKvType) {
@@ -152,7 +162,7 @@ TEST(BadInput, ModelWithoutAttention) {
   const TemporaryFolder folder;
   WriteTinyMamba(DefaultModelPath(), folder.path("mamba.gguf"));
   ExpectError({"run", "--raw", "-m", folder.path("mamba.gguf"), "-p", "x"}, kExitInput,
-              {"policy 'paper'", "mamba.gguf"});
+              {"policy 'tactic'", "mamba.gguf"});
   ExpectError({"bench", "-m", folder.path("mamba.gguf"), "--depths", "64"}, kExitInput,
               {"mamba.gguf", "rolled back"});
   const Outcome stock = RunTactic(

@@ -22,7 +22,7 @@ TEST(Bench, WritesARecordPerDepthAndPolicy) {
   const Outcome outcome = RunTactic(TinyBench(folder.path(), "512,1200"));
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   const json records = json::parse(outcome.out);
-  ASSERT_EQ(records.size(), 6U);
+  ASSERT_EQ(records.size(), 8U);
   std::set<std::pair<int, std::string>> seen;
   for (const json& record : records) {
     seen.emplace(record["depth"].get<int>(), record["policy"].get<std::string>());
@@ -47,13 +47,47 @@ TEST(Bench, WritesARecordPerDepthAndPolicy) {
     EXPECT_EQ(record["fallbacks"], 0);
     for (const char* field :
          {"index_bytes", "index_build_ms", "threads", "model", "kv_type_k", "kv_type_v", "isa",
-          "target", "speedup_vs_stock", "speedup_vs_dense"}) {
+          "target", "speedup_vs_stock", "speedup_vs_dense", "p_hat_mean", "p_hat_min",
+          "extended_share", "overclaimed_share", "cluster_size", "bits"}) {
       EXPECT_TRUE(record.contains(field)) << field;
     }
+    EXPECT_NEAR(record["bytes_clusters_fraction"].get<double>() +
+                    record["bytes_codes_fraction"].get<double>() +
+                    record["bytes_rows_fraction"].get<double>(),
+                record["bytes_read_fraction"], 1e-9);
+    if (record["policy"] != "tactic") {
+      EXPECT_TRUE(record["p_hat_mean"].is_null());
+    }
+    if (record["policy"] == "tactic" && record["p_hat_mean"].is_number()) {
+      EXPECT_GT(record["p_hat_min"], 0);
+      EXPECT_LE(record["p_hat_min"], record["p_hat_mean"]);
+      EXPECT_LE(record["p_hat_mean"], 1.0001);
+      EXPECT_GE(record["extended_share"], 0);
+      EXPECT_LE(record["extended_share"], 1);
+      EXPECT_TRUE(record["overclaimed_share"].is_number());
+      EXPECT_NE(outcome.err.find("tactic at 1200: p_hat"), std::string::npos) << outcome.err;
+    }
   }
-  EXPECT_EQ(seen.size(), 6U);
+  EXPECT_EQ(seen.size(), 8U);
   // The table goes to stderr when stdout carries the JSON.
   EXPECT_NE(outcome.err.find("ms/token"), std::string::npos);
+}
+
+TEST(Bench, GivenParametersReplaceThoseOfEveryPolicy) {
+  TACTIC_REQUIRE_MODEL();
+  const TemporaryFolder folder;
+  std::vector<std::string> arguments = TinyBench(folder.path(), "300");
+  arguments.insert(arguments.end(), {"--policies", "paper,tactic", "--recent", "32"});
+  const Outcome outcome = RunTactic(arguments);
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const json records = json::parse(outcome.out);
+  ASSERT_EQ(records.size(), 2U);
+  for (const json& record : records) {
+    const bool paper = record["policy"] == "paper";
+    EXPECT_EQ(record["recent"], 32);
+    EXPECT_EQ(record["sinks"], paper ? 16 : 4);
+    EXPECT_EQ(record["cluster_size"], paper ? 16 : 32);
+  }
 }
 
 TEST(Bench, ReadsATextOnlyOnce) {

@@ -28,16 +28,20 @@ TEST(Demo, AsksEveryPolicyTheSame) {
               std::string::npos);
     EXPECT_GE(question["depth"], 0);
     EXPECT_LE(question["depth"], 1);
-    for (const char* policy : {"stock", "dense", "paper"}) {
+    for (const char* policy : {"stock", "dense", "paper", "tactic"}) {
       EXPECT_FALSE(question["answers"][policy]["text"].get<std::string>().empty());
     }
   }
-  ASSERT_EQ(result["policies"].size(), 3U);
+  ASSERT_EQ(result["policies"].size(), 4U);
   for (const json& policy : result["policies"]) {
     EXPECT_GT(policy["ms_per_token"]["median"], 0);
     EXPECT_GT(policy["rows_read_fraction"], 0);
     EXPECT_TRUE(policy["mass_reached_mean"].is_number());
     EXPECT_TRUE(policy["target_reached_share"].is_number());
+    EXPECT_TRUE(policy.contains("p_hat_mean"));
+    if (policy["p_hat_mean"].is_number()) {
+      EXPECT_NE(outcome.out.find("tactic: p_hat"), std::string::npos);
+    }
   }
   // The adapter answers such questions without fail, and dense attention is as exact as stock.
   EXPECT_EQ(result["policies"][0]["right"], 3);

@@ -26,6 +26,10 @@ TEST(Info, DescribesTheBundledModel) {
   EXPECT_EQ(model["tactic_layers"], 30);
   EXPECT_TRUE(model["sliding_layers"].empty());
   EXPECT_EQ(info["kv_bytes_per_token"], 30 * 2 * 3 * 64 * 2);
+  const nlohmann::json& index = info["index_bytes_per_token_estimate"];
+  // 30 layers of 3 KV heads: a member's place and code, its share of a cluster.
+  EXPECT_DOUBLE_EQ(index["tactic"], 30 * 3 * (2 + 25 + (64 + 64 + 20) / 32.0));
+  EXPECT_DOUBLE_EQ(index["paper"], 30 * 3 * (2 + (2 * 64 + 4) / 16.0));
   EXPECT_FALSE(info["isa"].get<std::string>().empty());
   EXPECT_GT(info["threads"], 0);
 }

@@ -14,7 +14,7 @@ using nlohmann::json;
 TEST(Run, EveryPolicyAnswersAndReports) {
   TACTIC_REQUIRE_MODEL();
   const TemporaryFolder folder;
-  for (const std::string policy : {"stock", "dense", "paper"}) {
+  for (const std::string policy : {"stock", "dense", "paper", "tactic"}) {
     const std::string path = folder.path(policy + ".json");
     const Outcome outcome = RunTactic({"run", "-p", "What is the capital of France?", "-n", "24",
                                        "--policy", policy, "--json", path});
@@ -32,6 +32,24 @@ TEST(Run, EveryPolicyAnswersAndReports) {
     EXPECT_LE(result["rows_read_fraction"], 1);
     EXPECT_EQ(result["fallbacks"], 0);
   }
+}
+
+TEST(Run, TacticIsTheDefaultAndSaysWhatItBelieves) {
+  TACTIC_REQUIRE_MODEL();
+  const Outcome outcome = RunTactic(
+      {"run", "-p", "Hello", "-n", "8", "--measure-every", "0", "--bits", "3", "--json", "-"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const json result = json::parse(outcome.out);
+  EXPECT_EQ(result["policy"], "tactic");
+  EXPECT_EQ(result["bits"], 3);
+  EXPECT_NE(outcome.err.find("[tactic]"), std::string::npos);
+  EXPECT_TRUE(result["overclaimed_share"].is_null()) << "no mass was measured";
+  if (result["p_hat_mean"].is_null()) GTEST_SKIP() << "mode tactic reads everything in this build";
+  // A short prompt is read densely.
+  EXPECT_EQ(result["p_hat_mean"], 1);
+  EXPECT_EQ(result["p_hat_min"], 1);
+  EXPECT_EQ(result["extended_share"], 0);
+  EXPECT_NE(outcome.err.find("p_hat"), std::string::npos);
 }
 
 TEST(Run, IsDeterministic) {

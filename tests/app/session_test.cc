@@ -28,16 +28,20 @@ class SessionTest : public testing::Test {
     SessionOptions options;
     options.context = 1536;
     options.threads = 2;
-    llama::HookOptions hook;
-    hook.policy = Policy::kPaper;
-    hook.tactic.dense_below = 256;  // so that the paper's algorithm is really at work
+    const llama::HookOptions hook = OptionsFor(Policy::kTactic);
     ASSERT_TRUE(Session::Open(*model_, options, &hook, &session_).ok());
     ASSERT_TRUE(session_->Read({tokens_.data(), kPromptTokens}).ok());
   }
 
+  static llama::HookOptions OptionsFor(Policy policy) {
+    llama::HookOptions options = llama::HookOptions::For(policy);
+    options.tactic.dense_below = 256;  // so that there is something to select
+    return options;
+  }
+
   // Logits after two steps under `policy`, which are rolled back.
   std::vector<float> Logits(Policy policy) {
-    EXPECT_TRUE(session_->UsePolicy(policy).ok());
+    EXPECT_TRUE(session_->UsePolicy(OptionsFor(policy)).ok());
     for (int i = 0; i < 2; ++i) {
       EXPECT_TRUE(session_->Step(tokens_[static_cast<size_t>(kPromptTokens + i)]).ok());
     }
@@ -62,12 +66,14 @@ class SessionTest : public testing::Test {
 
 TEST_F(SessionTest, APolicyDoesNotDependOnTheOneBefore) {
   const std::vector<float> stock = Logits(Policy::kStock), dense = Logits(Policy::kDense),
-                           paper = Logits(Policy::kPaper);
+                           paper = Logits(Policy::kPaper), tactic = Logits(Policy::kTactic);
   // Dense is exact; llama.cpp's own attention paths differ by as much (up to 1.2 was measured).
   EXPECT_LT(LargestDifference(stock, dense), 2.5);
   EXPECT_LT(LargestDifference(Logits(Policy::kDense), dense), 1e-3) << "dense after paper";
   EXPECT_LT(LargestDifference(Logits(Policy::kStock), stock), 1e-3) << "stock after dense";
   EXPECT_LT(LargestDifference(Logits(Policy::kPaper), paper), 1e-3) << "paper after stock";
+  EXPECT_LT(LargestDifference(Logits(Policy::kTactic), tactic), 1e-3) << "tactic after paper";
+  EXPECT_LT(LargestDifference(Logits(Policy::kPaper), paper), 1e-3) << "paper after tactic";
   EXPECT_LT(LargestDifference(Logits(Policy::kStock), stock), 1e-3) << "stock after paper";
 }
 

@@ -57,46 +57,114 @@ TEST(HookTest, StockIsUntouched) {
 }
 
 TEST(HookTest, PoliciesAgreeOnRealText) {
+  constexpr Policy kPolicies[] = {Policy::kStock, Policy::kDense, Policy::kPaper, Policy::kTactic};
   const std::vector<llama_token> tokens = BookTokens(1520);
-  HookOptions options;
-  options.policy = Policy::kPaper;
-  Rig run(options);
+  Rig run(HookOptions{});
   run.Read(tokens, 1500);
   EXPECT_GT(run.hook->TakeStats().index_bytes, 0) << "keys are indexed while the prompt is read";
-  std::vector<float> logits[3];
-  HookStats stats[3];
-  for (Policy policy : {Policy::kStock, Policy::kDense, Policy::kPaper}) {
-    options.policy = policy;
-    ASSERT_TRUE(run.hook->SetOptions(options).ok());
+  std::vector<float> logits[4];
+  HookStats stats[4];
+  for (Policy policy : kPolicies) {
     const int i = static_cast<int>(policy);
+    ASSERT_TRUE(run.hook->SetOptions(HookOptions::For(policy)).ok());
     logits[i] = run.Decode({tokens[1500]});
     stats[i] = run.hook->TakeStats();
     EXPECT_TRUE(run.hook->LastProblem().ok());
     run.RollBack(1500);
   }
   // What a policy computes does not depend on the one before it.
-  options.policy = Policy::kDense;
-  ASSERT_TRUE(run.hook->SetOptions(options).ok());
-  EXPECT_EQ(run.Decode({tokens[1500]}), logits[static_cast<int>(Policy::kDense)]);
+  for (Policy policy : {Policy::kTactic, Policy::kDense, Policy::kPaper}) {
+    ASSERT_TRUE(run.hook->SetOptions(HookOptions::For(policy)).ok());
+    EXPECT_EQ(run.Decode({tokens[1500]}), logits[static_cast<int>(policy)]) << PolicyName(policy);
+    run.RollBack(1500);
+  }
 
   const int64_t layers = llama_model_n_layer(Model());
   EXPECT_EQ(stats[0].nodes_stock, layers);
   EXPECT_EQ(stats[0].tokens, 0);
+  EXPECT_EQ(stats[0].index_bytes, 0) << "an index that is there belongs to another policy";
   EXPECT_EQ(stats[1].nodes_ours, layers);
   EXPECT_EQ(stats[1].RowsFraction(), 1.0);
   EXPECT_EQ(stats[1].rows_dense, 1501 * layers * llama_model_n_head_kv(Model()));
-  EXPECT_EQ(stats[2].tokens, 1);
-  EXPECT_EQ(stats[2].fallbacks, 0);
+  EXPECT_EQ(stats[1].index_bytes, 0);
+  for (Policy policy : {Policy::kPaper, Policy::kTactic}) {
+    SCOPED_TRACE(PolicyName(policy));
+    const int i = static_cast<int>(policy);
+    EXPECT_EQ(stats[i].tokens, 1);
+    EXPECT_EQ(stats[i].fallbacks, 0);
+    EXPECT_GT(stats[i].index_bytes, 0);
+    EXPECT_EQ(stats[i].bytes_clusters + stats[i].bytes_codes + stats[i].bytes_rows,
+              stats[i].bytes_read);
+    EXPECT_LT(Kl(logits[1], logits[i]), 0.5);
+  }
   EXPECT_LT(stats[2].RowsFraction(), 0.8);
   // Stock accumulates values in f16: two of its own paths differ by up to 4e-3 in KL.
   EXPECT_LT(Kl(logits[0], logits[1]), 5e-3);
-  EXPECT_LT(Kl(logits[1], logits[2]), 0.5);
+}
+
+TEST(HookTest, TacticSelectsAndKnowsHowMuchItRead) {
+  const std::vector<llama_token> tokens = BookTokens(1520);
+  Rig run(HookOptions{});
+  EXPECT_EQ(run.hook->options().policy, Policy::kTactic);
+  run.Read(tokens, 1500);
+  run.Decode({tokens[1500]});
+  run.hook->MeasureMass(true);
+  run.Decode({tokens[1501]});
+  const HookStats stats = run.hook->TakeStats();
+  if (stats.selections == 0) GTEST_SKIP() << "mode tactic reads everything in this build";
+  const int64_t heads = llama_model_n_layer(Model()) * llama_model_n_head(Model());
+  EXPECT_EQ(stats.selections, 2 * heads) << "of every step, measured or not";
+  EXPECT_EQ(stats.cases, heads);
+  EXPECT_LT(stats.RowsFraction(), 0.8);
+  EXPECT_GT(stats.bytes_codes, 0);
+  EXPECT_GT(stats.p_hat_min, 0);
+  EXPECT_LE(stats.p_hat_sum, 1.001 * static_cast<double>(stats.selections));
+  EXPECT_GT(stats.p_hat_sum, 0.85 * static_cast<double>(stats.selections));
+  EXPECT_GT(stats.coded, 0);
+  EXPECT_LE(stats.coded, stats.selections);
+  EXPECT_GT(stats.code_error_max, 0);
+  EXPECT_LT(stats.extended, stats.selections);
+  EXPECT_LE(stats.overclaims * 20, stats.cases);
+}
+
+TEST(HookTest, KeepsTheIndexOfEachPolicyUntilItsParametersChange) {
+  const std::vector<llama_token> tokens = BookTokens(1520);
+  Rig run(HookOptions{});
+  run.Read(tokens, 1500);
+  run.hook->TakeStats();
+  // Decodes a token and takes it back; whether that built anything.
+  const auto builds = [&](const HookOptions& options) {
+    EXPECT_TRUE(run.hook->SetOptions(options).ok());
+    run.Decode({tokens[1500]});
+    run.RollBack(1500);
+    return run.hook->TakeStats().index_build_ns > 0;
+  };
+  HookOptions paper = HookOptions::For(Policy::kPaper);
+  HookOptions tactic = HookOptions::For(Policy::kTactic);
+  EXPECT_FALSE(builds(tactic)) << "it was built while the text was read";
+  EXPECT_TRUE(builds(paper));
+  EXPECT_FALSE(builds(tactic));
+  EXPECT_FALSE(builds(HookOptions::For(Policy::kDense)));
+  EXPECT_FALSE(builds(HookOptions::For(Policy::kStock)));
+  EXPECT_FALSE(builds(paper));
+  // What decides the selection alone leaves the index as it is.
+  paper.tactic.target = 0.5;
+  EXPECT_FALSE(builds(paper));
+  paper.tactic.cluster_size = 24;
+  EXPECT_TRUE(builds(paper));
+  EXPECT_FALSE(builds(tactic)) << "another policy's parameters are none of its business";
+  tactic.tactic.rounds = 0;
+  EXPECT_FALSE(builds(tactic));
+  tactic.tactic.bits = 4;
+  EXPECT_TRUE(builds(tactic));
+  run.hook->DropIndex();
+  EXPECT_TRUE(builds(tactic));
+  EXPECT_TRUE(builds(paper));
 }
 
 TEST(HookTest, MeasuresMassOnlyWhenAsked) {
   const std::vector<llama_token> tokens = BookTokens(1520);
-  HookOptions options;
-  Rig run(options);
+  Rig run(HookOptions::For(Policy::kPaper));
   run.Read(tokens, 1500);
   run.Decode({tokens[1500]});
   EXPECT_EQ(run.hook->TakeStats().cases, 0);
@@ -107,22 +175,31 @@ TEST(HookTest, MeasuresMassOnlyWhenAsked) {
   EXPECT_GE(stats.union_mass_sum, stats.own_mass_sum);
   EXPECT_GE(stats.union_reached, stats.own_reached);
   EXPECT_GT(stats.own_mass_sum / static_cast<double>(stats.cases), 0.6);
+  EXPECT_EQ(stats.selections, 0) << "only policy tactic knows anything of itself";
+  EXPECT_EQ(stats.overclaims, 0);
 }
 
 TEST(HookTest, SeveralTokensAtOnceEqualOneByOne) {
   const std::vector<llama_token> tokens = BookTokens(1520);
-  HookOptions options;
+  const HookOptions options;
   Rig at_once(options), one_by_one(options);
   at_once.Read(tokens, 1500);
   one_by_one.Read(tokens, 1500);
-  const std::vector<float> together =
-      at_once.Decode({tokens.begin() + 1500, tokens.begin() + 1504});
-  std::vector<float> single;
-  for (int i = 1500; i < 1504; ++i) single = one_by_one.Decode({tokens[i]});
-  EXPECT_EQ(at_once.hook->TakeStats().fallbacks, 0);
-  // llama.cpp multiplies matrices differently for four tokens; its rounding reaches our choice of
-  // rows.
-  EXPECT_LT(Kl(single, together), 0.05);
+  for (Policy policy : {Policy::kPaper, Policy::kTactic}) {
+    SCOPED_TRACE(PolicyName(policy));
+    for (Rig* rig : {&at_once, &one_by_one}) {
+      ASSERT_TRUE(rig->hook->SetOptions(HookOptions::For(policy)).ok());
+      rig->RollBack(1500);
+    }
+    const std::vector<float> together =
+        at_once.Decode({tokens.begin() + 1500, tokens.begin() + 1504});
+    std::vector<float> single;
+    for (int i = 1500; i < 1504; ++i) single = one_by_one.Decode({tokens[i]});
+    EXPECT_EQ(at_once.hook->TakeStats().fallbacks, 0);
+    // llama.cpp multiplies matrices differently for four tokens; its rounding reaches our choice of
+    // rows.
+    EXPECT_LT(Kl(single, together), 0.05);
+  }
 }
 
 TEST(HookTest, SaysWhyAttentionCannotBeTakenOver) {
@@ -150,6 +227,30 @@ TEST(HookTest, RefusesOptionsOutOfRange) {
   EXPECT_EQ(Hook::Create(options, &hook).code(), StatusCode::kInvalidArgument);
   Policy policy;
   EXPECT_EQ(ParsePolicy("fastest", &policy).code(), StatusCode::kInvalidArgument);
+}
+
+TEST(HookTest, OptionsOfAPolicyAreThoseOfItsMode) {
+  for (Policy policy : {Policy::kStock, Policy::kDense, Policy::kPaper, Policy::kTactic}) {
+    Policy parsed;
+    ASSERT_TRUE(ParsePolicy(PolicyName(policy), &parsed).ok());
+    EXPECT_EQ(parsed, policy);
+    EXPECT_EQ(HookOptions::For(policy).policy, policy);
+  }
+  EXPECT_EQ(HookOptions{}.policy, Policy::kTactic);
+  const Options paper = HookOptions::For(Policy::kPaper).tactic;
+  EXPECT_EQ(paper.mode, Mode::kPaper);
+  EXPECT_EQ(paper.cluster_size, Options::For(Mode::kPaper).cluster_size);
+  EXPECT_EQ(HookOptions::For(Policy::kTactic).tactic.mode, Mode::kTactic);
+  EXPECT_EQ(HookOptions::For(Policy::kDense).tactic.mode, Mode::kDense);
+  // Whatever mode the caller's parameters have, the policy decides.
+  HookOptions options = HookOptions::For(Policy::kPaper);
+  options.tactic.mode = Mode::kDense;
+  std::unique_ptr<Hook> hook;
+  ASSERT_TRUE(Hook::Create(options, &hook).ok());
+  EXPECT_EQ(hook->options().tactic.mode, Mode::kPaper);
+  options.policy = Policy::kTactic;
+  ASSERT_TRUE(hook->SetOptions(options).ok());
+  EXPECT_EQ(hook->options().tactic.mode, Mode::kTactic);
 }
 
 }  // namespace

@@ -29,26 +29,31 @@ namespace tactic::llama {
 
 // Who computes the attention of decode batches.
 enum class Policy : uint8_t {
-  kStock,  // llama.cpp itself
-  kDense,  // our exact kernel over every visible token
-  kPaper,  // the published algorithm
+  kStock,   // llama.cpp itself
+  kDense,   // our exact kernel over every visible token
+  kPaper,   // the published algorithm
+  kTactic,  // verified selection
 };
 
-// "stock", "dense", "paper".
+// "stock", "dense", "paper", "tactic".
 const char* PolicyName(Policy policy);
 Status ParsePolicy(std::string_view name, Policy* policy);
 
 struct HookOptions {
-  Policy policy = Policy::kPaper;
-  // Parameters of the algorithm; its `mode` is ignored, `policy` decides.
+  // `policy` with the defaults of its mode.
+  static HookOptions For(Policy policy);
+
+  Policy policy = Policy::kTactic;
+  // Parameters of the algorithm. Their `mode` is ignored: the policy decides it. The defaults are
+  // those of policy tactic; For() gives those of another one.
   Options tactic;
   // Batches with at most this many tokens per sequence are decode batches and go through us; larger
   // ones are prompt: stock attention computes them and we index their keys. Range [1, 64].
   int max_decode_tokens = 8;
 };
 
-// Totals since the last TakeStats. "Cases" are (layer, query head, token) triples of measured
-// steps.
+// Totals since the last TakeStats. A selection is what one query head chose for one token in one
+// layer, a case a selection whose exact mass was measured.
 struct HookStats {
   int64_t tokens = 0;       // tokens decoded through us
   int64_t nodes_ours = 0;   // attention nodes we computed
@@ -60,17 +65,30 @@ struct HookStats {
   int64_t rows_read =
       0;  // K/V rows attended, summed over layers and KV heads (union of a group counted once)
   int64_t rows_dense = 0;      // the same for dense attention
-  int64_t bytes_read = 0;      // K and V rows attended, centroids, and keys sampled for the fit
-  int64_t bytes_dense = 0;     // the same for dense attention
-  int64_t index_bytes = 0;     // memory the index holds now (not a total)
-  int64_t index_build_ns = 0;  // clustering, wall time summed over threads
-  int64_t cases = 0;           // measured cases
-  double own_mass_sum = 0;     // sum over cases of the mass of the head's own selection
+  int64_t bytes_read = 0;      // all that was read of the cache and the index; the sum of
+  int64_t bytes_clusters = 0;  // - what is stored per cluster or segment,
+  int64_t bytes_codes = 0;     // - codes of keys,
+  int64_t bytes_rows = 0;      // - K and V rows attended, and keys sampled for the fit
+  int64_t bytes_dense = 0;     // K and V rows that dense attention would attend
+  int64_t index_bytes = 0;     // memory the policy's index holds now (not a total)
+  int64_t index_build_ns = 0;  // clustering and coding, wall time summed over threads
+  int64_t cases = 0;
+  double own_mass_sum = 0;  // sum over cases of the mass of the head's own selection
   double own_mass_min = 1;
   int64_t own_reached = 0;    // cases whose own selection has mass >= target - 0.001
   double union_mass_sum = 0;  // sum over cases of the mass of what its group read
   double union_mass_min = 1;
   int64_t union_reached = 0;
+
+  // Policy tactic, measured or not: what selections know of themselves.
+  int64_t selections = 0;  // those with a p_hat
+  double p_hat_sum = 0;    // of the mass that a selection is believed to have
+  double p_hat_min = 1;
+  int64_t extended = 0;       // selections that fell short of the target at first
+  int64_t overclaims = 0;     // cases with p_hat >= target and mass < target - 0.05
+  int64_t coded = 0;          // selections that used codes
+  double code_error_sum = 0;  // over these, of the predicted error of a code's logit
+  double code_error_max = 0;
 
   double RowsFraction() const { return rows_dense ? double(rows_read) / double(rows_dense) : 0; }
   double BytesFraction() const {
@@ -90,13 +108,15 @@ class Hook {
   // not set yet.
   Status Install(llama_context_params* params);
 
-  // Changes policy and parameters between llama_decode calls. The index of what the cache holds is
-  // kept when the parameters that shape it (cluster size, segments, iterations, seed, sinks) stay
-  // the same, and rebuilt at the next step when not.
+  // Changes policy and parameters between llama_decode calls. Policies paper and tactic have an
+  // index each, which is kept, also under another policy, until DropIndex or until its own policy
+  // is given other parameters that shape it (clusters, segments, codes, sinks, recent, seed); what
+  // it lacks is built at the policy's next step.
   Status SetOptions(const HookOptions& options);
   const HookOptions& options() const;
 
-  // Forgets every index; the next step rebuilds what it needs from the cache itself.
+  // Forgets every index; the next step rebuilds what it needs, equal bit for bit, from the cache
+  // itself.
   void DropIndex();
 
   // While on, every decode step also computes the exact attention mass of what it selected (slow:
