@@ -19,7 +19,9 @@ namespace tactic {
 struct Codes {
   // Residuals are described to the filter by their mean squares over runs of head_dim / kRuns
   // elements. A query's energy is not spread evenly over the elements, nor is the keys': with the
-  // whole residual as one number a token that holds 99 % of the mass slipped through.
+  // whole residual as one number a token that holds 99 % of the mass slipped through. 8 runs miss
+  // more (99.5 % of cases reach P = 0.9 at 32K instead of 99.9 %), 32 cost more bytes than they
+  // save.
   static constexpr int kRuns = 16;
 
   int bits = 0;

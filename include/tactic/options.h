@@ -57,8 +57,8 @@ struct Options {
   // the target more often (docs/algorithm.md).
   int cluster_size = 32;
   // Upper bound of K-means iterations; it stops earlier once no key changes its cluster. Range [1,
-  // 1000]. Paper: 10. With codes more than 4 gain nothing.
-  int kmeans_iterations = 4;
+  // 1000]. Paper: 10. Mode tactic: 8; 4 miss more (docs/algorithm.md).
+  int kmeans_iterations = 8;
   // Positions that are clustered together. 0: as many as possible (65,536), which up to that length
   // is the paper's single clustering of the whole context. Otherwise in [cluster_size, 65,536]:
   // clustering cost becomes linear in the context. Longer segments order tokens better, and leave
@@ -84,8 +84,9 @@ struct Options {
   // Bits per element of a key's code: 2, 3 or 4. 0: for each segment and KV head the smallest whose
   // predicted error of a logit is at most bits_error.
   int bits = 0;
-  // Logits. Range (0, 100]. Copy heads have errors of 2-3 logits at 2 bits, most others of 0.5.
-  double bits_error = 0.7;
+  // Logits. Range (0, 100]. Copy heads have errors of 2-3 logits at 2 bits, most others of 0.5; more
+  // bits where 2 would do read fewer rows and as many bytes (docs/algorithm.md).
+  double bits_error = 1.2;
 
   // --- verified selection (mode tactic; docs/algorithm.md) ---
   // Clusters are skipped, smallest first, while their estimated masses add up to at most skip_share
@@ -105,7 +106,7 @@ struct Options {
   bool tail = true;
   // A KV head one of whose query heads would read more than this share of the context reads all of
   // it. Range (0, 1].
-  double dense_share = 0.6;
+  double dense_share = 0.8;
 
   // --- mass curve (section 4.4) ---
   // Share of ranks whose exponentials are computed exactly before the fit. Range (0, 0.5]. Paper:
