@@ -85,7 +85,7 @@ void AppendCoded(const SequenceIndex& index, int64_t tokens, std::vector<CodedSe
                  int64_t* keys) {
   const auto add = [&](const Segment& segment, int clusters, int64_t members, bool pages) {
     out->push_back({&segment, clusters, members, *keys, pages});
-    *keys += (members + kKeyUnit - 1) / kKeyUnit * kKeyUnit;
+    *keys += (members + kCodeBlock + kKeyUnit - 1) / kKeyUnit * kKeyUnit;  // FillKeys writes more
   };
   const bool pages = index.options().index == IndexKind::kPages;
   for (int j = 0; j < index.UsableSegments(tokens); ++j) {

@@ -98,8 +98,7 @@ void PrepareQuery(Step& step, int request, int q_head, CodedHead* head) {
     bytes[x] = zero ? int8_t{0} : static_cast<int8_t>(std::lround(rotated[x] / unit));
     sum += bytes[x];
   }
-  head->query = {packed,          unit,       -kLevelZero * unit * static_cast<float>(sum), 0,
-                 head->reference, head->floor};
+  head->query = {packed, unit, -kLevelZero * unit * static_cast<float>(sum), 0, head->reference};
 }
 
 // A head's masses relative to its reference; false when something is not finite.

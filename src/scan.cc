@@ -9,34 +9,29 @@
 namespace tactic {
 namespace {
 
-// Lists the blocks that hold members of kept clusters of one segment: their keys become the score
-// of their centroid, or -inf. Returns the end of the list.
+// Lists the blocks that hold members of kept clusters of one segment, and gives all its keys the
+// scores of their centroids, or -inf. Returns the end of the list.
 uint32_t* ListBlocks(Step& step, const RequestPlan& r, int kv_head, int64_t j, uint32_t* list) {
   const CodedSegment& segment = r.coded[j];
   const Clusters& clusters = segment.segment->head(kv_head);
   const int64_t base = j * step.slots;
   const uint8_t* kept = Kept(step, r, kv_head) + base;
-  const int first = kv_head * step.group();
   const int count = std::min(segment.clusters, clusters.count);
   const auto first_block = static_cast<uint32_t>(segment.first_key / kCodeBlock);
+  uint32_t* const begin = list;
   uint32_t next = first_block;  // the first block that is not in the list yet
   for (int c = 0; c < count; ++c) {
     if (kept[c] == 0) continue;
-    const uint32_t begin = clusters.starts[c];
-    const uint32_t size = clusters.Size(c);
-    const uint32_t end = first_block + (begin + size + kCodeBlock - 1) / kCodeBlock;
-    next = std::max(next, first_block + begin / kCodeBlock);
-    if (next < end) {
-      for (int g = 0; g < step.group(); ++g) {
-        float* keys = Keys(step, r, first + g);
-        std::fill(keys + int64_t{next} * kCodeBlock, keys + int64_t{end} * kCodeBlock, -kNoKey);
-      }
-      while (next < end) *list++ = next++;
-    }
-    for (int g = 0; g < step.group(); ++g) {
-      std::fill_n(Keys(step, r, first + g) + segment.first_key + begin, size,
-                  step.Scores(r, first + g)[base + c]);
-    }
+    next = std::max(next, first_block + clusters.starts[c] / kCodeBlock);
+    const uint32_t end = first_block + (clusters.starts[c + 1] + kCodeBlock - 1) / kCodeBlock;
+    while (next < end) *list++ = next++;
+  }
+  if (list == begin) return list;
+  const size_t padded = (clusters.starts[count] + kCodeBlock - 1) / kCodeBlock * kCodeBlock;
+  for (int g = 0; g < step.group(); ++g) {
+    const int q_head = kv_head * step.group() + g;
+    cpu::FillKeys(clusters.starts.data(), kept, count, step.Scores(r, q_head) + base, padded,
+                  Keys(step, r, q_head) + segment.first_key);
   }
   return list;
 }
@@ -75,7 +70,11 @@ void ScanPart(Step& step, int request, int kv_head, int part) {
     cpu::ScanCodes({codes.planes.data(), codes.scales.data(), codes.bits, step.shape.head_dim},
                    queries, step.group(), step.params.softcap, begin, count,
                    static_cast<uint32_t>(r.coded[j].first_key / kCodeBlock), Keys(step, r, first),
-                   static_cast<size_t>(r.keys), sums, bins);
+                   static_cast<size_t>(r.keys), sums);
+    for (int g = 0; g < step.group(); ++g) {
+      cpu::AddToBins(Keys(step, r, first + g), begin, count, HeadOf(step, request, first + g).floor,
+                     bins + g);
+    }
   }
   BlockCount(step, request, kv_head, part) = static_cast<uint32_t>(end - list);
   group.scanned.fetch_add(bytes, std::memory_order_relaxed);

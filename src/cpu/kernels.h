@@ -97,7 +97,6 @@ struct CodeQuery {
   float offset;
   float half_variance;  // of a logit's error: half_variance * t^2
   float reference;      // logits are returned less this
-  float floor;          // keys from here up are counted
 };
 
 // v / 2 is taken to be at most this: a code that bad says nothing, and exponentials must not
@@ -115,13 +114,18 @@ struct MassBins {
   uint32_t count[kMassBins];
 };
 
+// keys[i] = scores[c] for the members i of cluster c in [starts[c], starts[c + 1]), -inf where
+// kept[c] is 0 and from the last one to `padded`. kCodeBlock more keys must be writable.
+void FillKeys(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
+              size_t padded, float* keys);
+
 // The blocks with numbers blocks[0, n), of which `first` is the first one of `codes`. Of each key i
 // in them, keys[h * key_stride + i], which holds the score of its centroid or -inf where that is
 // skipped, becomes l + v / 2 - reference. sums[h] += exp of it; it is added to bins[h] when it is
 // at least floor. `heads` <= 32 queries.
 void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
                const uint32_t* blocks, size_t n, uint32_t first, float* keys, size_t key_stride,
-               float* sums, MassBins* bins);
+               float* sums);
 
 // Adds the keys in the blocks listed that are at least `floor` to the bins.
 void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor, MassBins* bins);

@@ -29,13 +29,6 @@ HWY_INLINE uint32_t MaskBits(D d, hn::Mask<D> mask) {
   return bits;
 }
 
-// Adds one key, `above` its floor.
-HWY_INLINE void Count(float above, float mass, MassBins* HWY_RESTRICT bins) {
-  const int bin = static_cast<int>(std::min(above * kBinsPerLogit, kMassBins - 1.0f));
-  bins->mass[bin] += mass;
-  ++bins->count[bin];
-}
-
 #if HWY_TARGET == HWY_SCALAR
 // Without vectors: key by key, straight from the layout.
 template <int kBits>
@@ -58,7 +51,7 @@ HWY_INLINE int StoredLevel(const uint8_t* HWY_RESTRICT block, size_t key, size_t
 template <int kBits, int kHeads>
 HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, float softcap,
                            const uint32_t* blocks, size_t n, uint32_t first, float* keys,
-                           size_t key_stride, float* sums, MassBins* bins) {
+                           size_t key_stride, float* sums) {
   const hn::CappedTag<float, 1> d;
   const auto dim = static_cast<size_t>(codes.dim);
   for (size_t i = 0; i < n * kCodeBlock; ++i) {
@@ -79,9 +72,7 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
       const float logit = hn::GetLane(Capped(d, hn::Set(d, key + residual), softcap));
       key = logit - queries[g].reference +
             std::min(t * t * queries[g].half_variance, kLargestHalfVariance);
-      const float mass = hn::GetLane(hn::Exp(d, hn::Set(d, std::min(key, kLargestExponent))));
-      sums[g] += mass;
-      if (key >= queries[g].floor) Count(key - queries[g].floor, mass, bins + g);
+      sums[g] += hn::GetLane(EstimateExp(d, hn::Set(d, std::min(key, kLargestExponent))));
     }
   }
 }
@@ -219,28 +210,10 @@ HWY_INLINE void CodeDots(const LevelTables& tables, const uint8_t* const* planes
   }
 }
 
-// Counts the keys of a vector that are at least `floor`: few, so one by one.
-HWY_INLINE void CountKeys(hn::Vec<KeyTag> key, hn::Vec<KeyTag> mass, float floor,
-                          MassBins* HWY_RESTRICT bins) {
-  const KeyTag d;
-  const auto above = hn::Sub(key, hn::Set(d, floor));
-  const auto in = hn::Ge(above, hn::Zero(d));
-  if (hn::AllFalse(d, in)) return;
-  HWY_ALIGN float places[kCodeBlock];
-  HWY_ALIGN float masses[kCodeBlock];
-  hn::Store(above, d, places);
-  hn::Store(mass, d, masses);
-  for (uint32_t left = MaskBits(d, in); left != 0; left &= left - 1) {
-    const int lane = std::countr_zero(left);
-    Count(places[lane], masses[lane], bins);
-  }
-}
-
 template <int kBits, int kHeads>
 HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, float softcap,
                            const uint32_t* HWY_RESTRICT blocks, size_t n, uint32_t first,
-                           float* HWY_RESTRICT keys, size_t key_stride, float* HWY_RESTRICT sums,
-                           MassBins* bins) {
+                           float* HWY_RESTRICT keys, size_t key_stride, float* HWY_RESTRICT sums) {
   const KeyTag d;
   // Vectors at a time: enough sums in flight to hide the latency of the dot products.
   constexpr size_t kVectors = 2;
@@ -284,10 +257,9 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
         const auto half = hn::Min(hn::Mul(square, hn::Set(d, queries[g].half_variance)),
                                   hn::Set(d, kLargestHalfVariance));
         const auto x = hn::Add(hn::Sub(logit, hn::Set(d, queries[g].reference)), half);
-        const auto mass = hn::Exp(d, hn::Min(x, hn::Set(d, kLargestExponent)));
         hn::StoreU(x, d, key);
+        const auto mass = EstimateExp(d, hn::Min(x, hn::Set(d, kLargestExponent)));
         total[g] = hn::Add(total[g], mass);
-        CountKeys(x, mass, queries[g].floor, bins + g);
       }
     }
   }
@@ -295,14 +267,27 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
 }
 #endif  // HWY_SCALAR
 
+HWY_ATTR void FillKeys(const uint32_t* starts, const uint8_t* kept, int clusters,
+                       const float* scores, size_t padded, float* keys) {
+  const hn::CappedTag<float, kCodeBlock> d;
+  const size_t lanes = hn::Lanes(d);
+  const float skipped = -std::numeric_limits<float>::infinity();
+  // What is written past the end of a cluster, the next one overwrites.
+  for (int c = 0; c < clusters; ++c) {
+    const auto v = hn::Set(d, kept[c] != 0 ? scores[c] : skipped);
+    for (size_t i = starts[c]; i < starts[c + 1]; i += lanes) hn::StoreU(v, d, keys + i);
+  }
+  for (size_t i = starts[clusters]; i < padded; ++i) keys[i] = skipped;
+}
+
 HWY_ATTR void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
                         const uint32_t* blocks, size_t n, uint32_t first, float* keys,
-                        size_t key_stride, float* sums, MassBins* bins) {
+                        size_t key_stride, float* sums) {
   const auto scan = [&](auto bits) HWY_ATTR {
     ForHeads(heads, [&](auto count, int g) HWY_ATTR {
       ScanBlocks<decltype(bits)::value, decltype(count)::value>(codes, queries + g, softcap, blocks,
                                                                 n, first, keys + g * key_stride,
-                                                                key_stride, sums + g, bins + g);
+                                                                key_stride, sums + g);
     });
   };
   switch (codes.bits) {
@@ -317,13 +302,33 @@ HWY_ATTR void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int he
 
 HWY_ATTR void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor,
                         MassBins* bins) {
-  const hn::CappedTag<float, 1> d;
-  for (size_t b = 0; b < n; ++b) {
-    const float* key = keys + blocks[b] * size_t{kCodeBlock};
-    for (size_t i = 0; i < kCodeBlock; ++i) {
-      if (!(key[i] >= floor)) continue;
-      Count(key[i] - floor, hn::GetLane(hn::Exp(d, hn::Set(d, std::min(key[i], kLargestExponent)))),
-            bins);
+  const hn::CappedTag<float, kCodeBlock> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const size_t lanes = hn::Lanes(d);
+  const auto vfloor = hn::Set(d, floor);
+  const auto last = hn::Set(d, kMassBins - 1.0f);
+  constexpr size_t kBlocks = 64;  // at a time, so that the keys that count stay in L1
+  HWY_ALIGN float found[kBlocks * kCodeBlock + kCodeBlock];
+  HWY_ALIGN float mass[kCodeBlock];
+  HWY_ALIGN int32_t bin[kCodeBlock];
+  for (size_t begin = 0; begin < n; begin += kBlocks) {
+    // First collect them, without a branch for each vector; then count them one by one.
+    size_t count = 0;
+    for (size_t b = begin; b < std::min(n, begin + kBlocks); ++b) {
+      for (size_t i = 0; i < kCodeBlock; i += lanes) {
+        const auto key = hn::LoadU(d, keys + blocks[b] * size_t{kCodeBlock} + i);
+        count += hn::CompressStore(key, hn::Ge(key, vfloor), d, found + count);
+      }
+    }
+    for (size_t i = 0; i < count; i += lanes) {
+      const auto key = hn::LoadU(d, found + i);
+      hn::Store(EstimateExp(d, hn::Min(key, hn::Set(d, kLargestExponent))), d, mass);
+      const auto place = hn::Mul(hn::Sub(key, vfloor), hn::Set(d, kBinsPerLogit));
+      hn::Store(hn::ConvertTo(di, hn::Min(place, last)), di, bin);
+      for (size_t k = 0; k < std::min(lanes, count - i); ++k) {
+        bins->mass[bin[k]] += mass[k];
+        ++bins->count[bin[k]];
+      }
     }
   }
 }
@@ -332,6 +337,7 @@ HWY_ATTR size_t SelectKeys(const float* keys, size_t key_stride, int heads, cons
                            const float* high, const uint32_t* blocks, size_t n, uint64_t* read,
                            uint32_t* out) {
   const hn::CappedTag<float, kCodeBlock> d;
+  const hn::RebindToUnsigned<decltype(d)> du;
   const size_t lanes = hn::Lanes(d);
   size_t count = 0;
   for (size_t b = 0; b < n; ++b) {
@@ -350,8 +356,14 @@ HWY_ATTR size_t SelectKeys(const float* keys, size_t key_stride, int heads, cons
     uint64_t& word = read[begin / 64];
     found &= ~static_cast<uint32_t>(word >> (begin % 64));
     word |= static_cast<uint64_t>(found) << (begin % 64);
-    for (; found != 0; found &= found - 1)
-      out[count++] = static_cast<uint32_t>(begin) + static_cast<uint32_t>(std::countr_zero(found));
+    for (size_t i = 0; i < kCodeBlock; i += lanes) {
+      const uint32_t bits = found >> i;
+      uint8_t bytes[8] = {};
+      std::memcpy(bytes, &bits, sizeof(bits));
+      const auto mask = hn::LoadMaskBits(du, bytes);
+      const auto number = hn::Iota(du, static_cast<uint32_t>(begin + i));
+      count += hn::CompressBlendedStore(number, mask, du, out + count);
+    }
   }
   return count;
 }
@@ -369,9 +381,9 @@ HWY_ATTR size_t SumRange(const float* keys, const uint32_t* numbers, const float
     const auto in = hn::And(hn::Ge(key, hn::Set(d, low)), hn::Lt(key, hn::Set(d, high)));
     if (hn::AllFalse(d, in)) return;
     count += hn::CountTrue(d, in);
-    const auto e = hn::Exp(d, hn::Min(hn::Sub(logit, hn::Set(d, reference)), most));
+    const auto e = EstimateExp(d, hn::Min(hn::Sub(logit, hn::Set(d, reference)), most));
     read = hn::Add(read, hn::IfThenElseZero(in, e));
-    guessed = hn::Add(guessed, hn::IfThenElseZero(in, hn::Exp(d, hn::Min(key, most))));
+    guessed = hn::Add(guessed, hn::IfThenElseZero(in, EstimateExp(d, hn::Min(key, most))));
   };
   size_t i = 0;
   for (; i + lanes <= n; i += lanes) {

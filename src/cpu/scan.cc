@@ -12,6 +12,7 @@ namespace tactic::cpu {
 HWY_EXPORT(ScoreByteCentroids);
 HWY_EXPORT(EstimateClusters);
 HWY_EXPORT(SumUpTo);
+HWY_EXPORT(FillKeys);
 HWY_EXPORT(ScanCodes);
 HWY_EXPORT(AddToBins);
 HWY_EXPORT(SelectKeys);
@@ -36,11 +37,16 @@ float SumUpTo(const float* x, size_t n, float limit) {
   return HWY_DYNAMIC_DISPATCH(SumUpTo)(x, n, limit);
 }
 
+void FillKeys(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
+              size_t padded, float* keys) {
+  HWY_DYNAMIC_DISPATCH(FillKeys)(starts, kept, clusters, scores, padded, keys);
+}
+
 void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
                const uint32_t* blocks, size_t n, uint32_t first, float* keys, size_t key_stride,
-               float* sums, MassBins* bins) {
+               float* sums) {
   HWY_DYNAMIC_DISPATCH(ScanCodes)
-  (codes, queries, heads, softcap, blocks, n, first, keys, key_stride, sums, bins);
+  (codes, queries, heads, softcap, blocks, n, first, keys, key_stride, sums);
 }
 
 void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor, MassBins* bins) {
