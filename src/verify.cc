@@ -119,7 +119,9 @@ bool Extend(Step& step, int request, int kv_head) {
         head.estimated > 0 ? std::clamp((head.exact - head.fixed) / head.estimated, 0.5, 1.0) : 1;
     const double more = EstimatedMassFor(step.options, head.exact, unread, ratio);
     const cpu::MassBins& bins = step.coded.bins[PartSlot(step, request, kv_head, 0, g)];
-    const Threshold threshold = FindThreshold(bins, head.floor, head.estimated + more);
+    Threshold threshold = FindThreshold(bins, head.floor, head.estimated + more);
+    // The bin's keys lie lower than if they were spread evenly: all of them.
+    if (threshold.key >= head.threshold) threshold.key = threshold.edge;
     if (threshold.key >= head.threshold) continue;  // rounding: there is nothing in between
     low[g] = threshold.key;
     high[g] = head.threshold;
