@@ -306,8 +306,10 @@ TEST(Codes, EstimatesAreUnbiasedWithThePredictedError) {
         }
       }
       EXPECT_LE(std::fabs(sum / n), 4 * std::sqrt(squares) / n) << bits << " bits, " << dim;
-      // Rounding the scale to a byte adds 2.7 % of the logit, which is not in the prediction.
-      EXPECT_NEAR((squares - rounding) / n, 1, 0.1) << bits << " bits, " << dim;
+      // Rounding the scale to a byte adds 2.7 % of the logit, which is not in the prediction. That
+      // is for long Gaussian vectors and a little above these.
+      EXPECT_GE((squares - rounding) / n, 0.87) << bits << " bits, " << dim;
+      EXPECT_LE((squares - rounding) / n, 1.05) << bits << " bits, " << dim;
     }
   }
 }
