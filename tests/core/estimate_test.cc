@@ -138,27 +138,46 @@ TEST_P(EstimateKernels, SumUpTo) {
   }
 }
 
-TEST_P(EstimateKernels, UnreadWeights) {
+// Clusters of all sizes at all places of a word, some skipped, the last at the end of the arrays.
+TEST_P(EstimateKernels, UnreadMasses) {
   std::mt19937 random(10);
-  for (size_t n : {16, 48, 1024}) {
-    std::vector<float> keys(n);
-    for (float& key : keys)
-      key = random() % 8 == 0 ? -kInf : static_cast<float>(random() % 1000) / 20 - 30;
-    std::vector<uint8_t> scales(n);
+  for (int heads : {1, 2, 3, 4, 5, 9, 32}) {
+    std::vector<uint32_t> starts = {0};
+    for (int size : {1, 1, 15, 16, 17, 3, 64, 90, 33, 5}) starts.push_back(starts.back() + size);
+    const auto clusters = static_cast<int>(starts.size()) - 1;
+    const size_t n = starts.back();
+    const std::vector<uint8_t> kept = {1, 1, 0, 1, 1, 1, 0, 1, 1, 1};
+    const size_t stride = n + 16;
+    std::vector<float> keys(heads * stride, std::nanf(""));  // past the last member: anything
+    for (int g = 0; g < heads; ++g) {
+      for (size_t i = 0; i < n; ++i)
+        keys[g * stride + i] = static_cast<float>(random() % 1000) / 20 - 30;
+    }
+    std::vector<uint8_t> scales(n + 16);
     for (uint8_t& scale : scales) scale = FloatToByte(static_cast<float>(random() % 1000) / 100);
-    std::vector<uint64_t> read((n + 63) / 64);
+    std::vector<uint64_t> read(n / 64 + 2);
     for (uint64_t& word : read) word = static_cast<uint64_t>(random()) << 32 | random();
-    for (float half_variance : {0.0f, 0.02f, 3.0f}) {
-      std::vector<float> weights(n, -1);
-      cpu::UnreadWeights(keys.data(), scales.data(), n, half_variance, read.data(), weights.data());
-      for (size_t i = 0; i < n; ++i) {
-        if ((read[i / 64] >> i % 64 & 1) != 0) {
-          ASSERT_EQ(weights[i], 0);
+    std::vector<float> half_variances;
+    for (int g = 0; g < heads; ++g) half_variances.push_back(g == 0 ? 0.0f : 0.02f * g);
+    const size_t mass_stride = clusters + 3;
+    std::vector<float> masses(heads * mass_stride, -1);
+    cpu::UnreadMasses(
+        {keys.data(), stride, scales.data(), read.data(), starts.data(), kept.data(), clusters},
+        heads, half_variances.data(), masses.data(), mass_stride);
+    for (int g = 0; g < heads; ++g) {
+      for (int c = 0; c < static_cast<int>(mass_stride); ++c) {
+        const float got = masses[g * mass_stride + c];
+        if (c >= clusters) {
+          ASSERT_EQ(got, -1);
           continue;
         }
-        const double t = ReadByteFloat(scales[i]);
-        const double want = std::exp(keys[i] - std::min(t * t * half_variance, 20.0));
-        ASSERT_NEAR(weights[i], want, 2e-5 * want) << i;
+        double want = 0;
+        for (uint32_t i = starts[c]; i < starts[c + 1] && kept[c] != 0; ++i) {
+          if ((read[i / 64] >> i % 64 & 1) != 0) continue;
+          const double t = ReadByteFloat(scales[i]);
+          want += std::exp(keys[g * stride + i] - std::min(t * t * half_variances[g], 20.0));
+        }
+        ASSERT_NEAR(got, want, 2e-5 * want) << "head " << g << " cluster " << c;
       }
     }
   }
@@ -168,29 +187,42 @@ TEST_P(EstimateKernels, AddMeans) {
   std::mt19937 random(11);
   for (int dim : {8, 24, 64, 80, 128}) {
     for (size_t n : {0, 1, 5, 64}) {
-      std::vector<float> weights(n);
-      for (float& w : weights) w = random() % 4 == 0 ? 0 : static_cast<float>(random() % 100) / 9;
-      std::vector<int8_t> means(n * dim);
-      for (int8_t& m : means) m = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
-      std::vector<uint16_t> scales(n);
-      for (uint16_t& s : scales) s = FloatToHalf(static_cast<float>(random() % 100) / 1e3f);
-      std::vector<float> state = RandomRow(dim + 2, random);
-      const std::vector<float> before = state;
-      cpu::AddMeans(weights.data(), means.data(), scales.data(), n, dim, state.data());
-      double sum = before[dim + 1];
-      for (float w : weights) sum += w;
-      EXPECT_EQ(StateMax(state.data(), dim), before[dim]);
-      EXPECT_NEAR(StateSum(state.data(), dim), sum, 1e-5 * (std::fabs(sum) + 1));
-      for (int x = 0; x < dim; ++x) {
-        double want = before[x];
-        double size = std::fabs(want);
-        for (size_t c = 0; c < n; ++c) {
-          const double term =
-              static_cast<double>(weights[c]) * HalfToFloat(scales[c]) * means[c * dim + x];
-          want += term;
-          size += std::fabs(term);
+      for (int heads : {1, 2, 3, 4, 7}) {
+        const size_t weight_stride = n + 2;
+        std::vector<float> weights(heads * weight_stride, 1e9f);
+        for (int g = 0; g < heads; ++g) {
+          for (size_t c = 0; c < n; ++c)
+            weights[g * weight_stride + c] =
+                random() % 4 == 0 ? 0 : static_cast<float>(random() % 100) / 9;
         }
-        ASSERT_NEAR(state[x], want, tolerance::Gamma(n + 3) * size + 1e-30);
+        std::vector<int8_t> means(n * dim);
+        for (int8_t& m : means) m = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
+        std::vector<uint16_t> scales(n);
+        for (uint16_t& s : scales) s = FloatToHalf(static_cast<float>(random() % 100) / 1e3f);
+        const size_t stride = SoftmaxStateStride(dim);
+        std::vector<float> states = RandomRow(static_cast<int>(heads * stride), random);
+        const std::vector<float> before = states;
+        cpu::AddMeans(weights.data(), weight_stride, heads, means.data(), scales.data(), n, dim,
+                      states.data(), stride);
+        for (int g = 0; g < heads; ++g) {
+          const float* old = before.data() + g * stride;
+          const float* state = states.data() + g * stride;
+          double sum = StateSum(old, dim);
+          for (size_t c = 0; c < n; ++c) sum += weights[g * weight_stride + c];
+          EXPECT_EQ(StateMax(state, dim), StateMax(old, dim));
+          EXPECT_NEAR(StateSum(state, dim), sum, 1e-5 * (std::fabs(sum) + 1));
+          for (int x = 0; x < dim; ++x) {
+            double want = old[x];
+            double size = std::fabs(want);
+            for (size_t c = 0; c < n; ++c) {
+              const double term = static_cast<double>(weights[g * weight_stride + c]) *
+                                  HalfToFloat(scales[c]) * means[c * dim + x];
+              want += term;
+              size += std::fabs(term);
+            }
+            ASSERT_NEAR(state[x], want, tolerance::Gamma(n + 3) * size + 1e-30);
+          }
+        }
       }
     }
   }

@@ -42,7 +42,7 @@ inline double ReadLevel(const uint8_t* block, int dim, int bits, int key, int x)
 inline void ReadClusters(const Clusters& from, int count, int64_t first, int head_dim,
                          int value_dim, bool pages, oracle::CodedIndex* out) {
   const Codes& codes = from.codes;
-  const auto slots = static_cast<int>(codes.log_sizes.size());
+  const auto slots = static_cast<int>(codes.centroid_scales.size());
   const auto mean = [&](int slot) {
     oracle::Row row;
     for (int x = 0; x < value_dim; ++x) {

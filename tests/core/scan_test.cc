@@ -83,9 +83,14 @@ struct RandomQueries {
 };
 
 void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float softcap,
-               const std::vector<uint16_t>& blocks, std::mt19937& random) {
+               const std::vector<uint32_t>& numbers, std::mt19937& random) {
   const auto heads = static_cast<int>(queries.queries.size());
-  const size_t stride = codes.scales.size() + 7;
+  // The segment is not the first: its keys begin some blocks into the array.
+  constexpr uint32_t kFirst = 3;
+  std::vector<uint32_t> blocks = numbers;
+  for (uint32_t& block : blocks) block += kFirst;
+  const size_t end = 16 * kFirst + codes.scales.size();
+  const size_t stride = end + 7;
   std::vector<float> before(heads * stride);
   for (float& key : before)
     key = random() % 6 == 0 ? -kInf : static_cast<float>(random() % 200) / 10 - 10;
@@ -96,12 +101,12 @@ void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float sof
   for (int g = 0; g < heads; ++g) {
     double sum = 2;
     double sum_error = 1e-6;
-    std::vector<bool> listed(codes.scales.size() / 16, false);
-    for (uint16_t block : blocks) listed[block] = true;
+    std::vector<bool> listed(end / 16, false);
+    for (uint32_t block : blocks) listed[block] = true;
     for (size_t i = 0; i < stride; ++i) {
       const float got = keys[g * stride + i];
       const float old = before[g * stride + i];
-      if (i >= codes.scales.size() || !listed[i / 16]) {
+      if (i >= end || !listed[i / 16]) {
         ASSERT_EQ(got, old) << "not in the list";
         continue;
       }
@@ -110,8 +115,9 @@ void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float sof
         continue;
       }
       double size;
-      const double t = ReadByteFloat(codes.scales[i]);
-      const double residual = t * queries.Dot(codes, g, i, &size);
+      const size_t key = i - 16 * kFirst;
+      const double t = ReadByteFloat(codes.scales[key]);
+      const double residual = t * queries.Dot(codes, g, key, &size);
       const cpu::CodeQuery& query = queries.queries[g];
       const double half = std::min(query.half_variance * t * t, 20.0);
       const double want = oracle::Capped(old + residual, softcap) - query.reference + half;
@@ -133,7 +139,7 @@ TEST_P(ScanKernels, ScanCodesOfAllWidthsAndGroups) {
       const RandomCodes codes(dim, bits, 7, random);
       for (int heads : {1, 2, 3, 4, 5, 6, 7, 8, 9, 32}) {
         const RandomQueries queries(heads, dim, random);
-        const std::vector<std::vector<uint16_t>> lists = {{0, 1, 2, 3, 4, 5, 6}, {6}, {0, 2, 5}};
+        const std::vector<std::vector<uint32_t>> lists = {{0, 1, 2, 3, 4, 5, 6}, {6}, {0, 2, 5}};
         JudgeScan(codes, queries, 0, lists[heads % 3], random);
         if (HasFatalFailure()) return;
       }
@@ -147,9 +153,9 @@ TEST_P(ScanKernels, ScanCodesOfNoBlockAndManyBlocks) {
     const RandomCodes codes(64, bits, 130, random);
     const RandomQueries queries(3, 64, random);
     for (int every : {1, 2, 3, 200}) {
-      std::vector<uint16_t> blocks;
-      for (int b = every == 2; b < 130; b += every) blocks.push_back(static_cast<uint16_t>(b));
-      JudgeScan(codes, queries, 0, every == 3 ? std::vector<uint16_t>() : blocks, random);
+      std::vector<uint32_t> blocks;
+      for (int b = every == 2; b < 130; b += every) blocks.push_back(static_cast<uint32_t>(b));
+      JudgeScan(codes, queries, 0, every == 3 ? std::vector<uint32_t>() : blocks, random);
       if (HasFatalFailure()) return;
     }
   }
@@ -173,24 +179,53 @@ std::vector<float> RandomKeys(size_t n, std::mt19937& random) {
   return keys;
 }
 
+// Every third block is not listed; the last one always is.
+std::vector<uint32_t> SomeBlocks(size_t keys) {
+  std::vector<uint32_t> blocks;
+  for (uint32_t b = 0; b < keys / 16; ++b) {
+    if (b % 3 != 1 || b + 1 == keys / 16) blocks.push_back(b);
+  }
+  return blocks;
+}
+
+TEST_P(ScanKernels, FillKeys) {
+  for (size_t lead : {1, 5, 16, 17}) {
+    const auto first = static_cast<uint32_t>(lead);
+    const std::vector<uint32_t> starts = {0, first, first + 1, first + 33, first + 40};
+    const std::vector<uint8_t> kept = {1, 0, 1, 0};
+    const std::vector<float> scores = {1, 2, 3, 4};
+    const size_t padded = (starts[4] + 15) / 16 * 16;
+    std::vector<float> keys(padded + 16, 9);
+    cpu::FillKeys(starts.data(), kept.data(), 4, scores.data(), padded, keys.data());
+    for (size_t i = 0; i < padded; ++i) {
+      size_t c = 0;
+      while (c < 4 && i >= starts[c + 1]) ++c;
+      ASSERT_EQ(keys[i], c < 4 && kept[c] != 0 ? scores[c] : -kInf) << lead << " " << i;
+    }
+  }
+}
+
 TEST_P(ScanKernels, AddToBins) {
   std::mt19937 random(7);
   for (size_t n : {16, 48, 640, 4096}) {
     const std::vector<float> keys = RandomKeys(n, random);
+    const std::vector<uint32_t> blocks = SomeBlocks(n);
     for (float low : {-60.0f, -20.0f, -3.3f, 29.0f, 100.0f}) {
       cpu::MassBins bins = {};
       bins.mass[7] = 3;  // what is there stays
       bins.count[7] = 5;
-      cpu::AddToBins(keys.data(), n, low, &bins);
+      cpu::AddToBins(keys.data(), blocks.data(), blocks.size(), low, &bins);
       std::vector<double> mass(cpu::kMassBins, 0.0);
       std::vector<uint32_t> count(cpu::kMassBins, 0);
       mass[7] = 3;
       count[7] = 5;
-      for (float key : keys) {
-        if (!(key >= low)) continue;
-        const int bin = static_cast<int>(std::min((key - low) * 16.0f, 511.0f));
-        mass[bin] += std::exp(static_cast<double>(key));
-        ++count[bin];
+      for (uint32_t block : blocks) {
+        for (size_t i = 16 * block; i < 16 * block + 16; ++i) {
+          if (!(keys[i] >= low)) continue;
+          const int bin = static_cast<int>(std::min((keys[i] - low) * 16.0f, 511.0f));
+          mass[bin] += std::exp(static_cast<double>(keys[i]));
+          ++count[bin];
+        }
       }
       for (int b = 0; b < cpu::kMassBins; ++b) {
         ASSERT_EQ(bins.count[b], count[b]) << n << " " << low << " bin " << b;
@@ -206,6 +241,7 @@ TEST_P(ScanKernels, SelectKeys) {
     for (int heads : {1, 3, 8}) {
       const size_t stride = n + 16;
       const std::vector<float> keys = RandomKeys(heads * stride, random);
+      const std::vector<uint32_t> blocks = SomeBlocks(n);
       std::vector<float> low(heads);
       std::vector<float> high(heads);
       for (int g = 0; g < heads; ++g) {
@@ -216,28 +252,29 @@ TEST_P(ScanKernels, SelectKeys) {
       std::vector<uint64_t> read((n + 63) / 64);
       for (uint64_t& word : read) word = (static_cast<uint64_t>(random()) << 32) & random();
       read[0] |= 0xF0;
-      if (n % 64 != 0) read.back() &= (uint64_t{1} << n % 64) - 1;
       std::vector<uint64_t> want_read = read;
       std::vector<uint32_t> want;
-      for (size_t i = 0; i < n; ++i) {
-        bool in = false;
-        for (int g = 0; g < heads; ++g) {
-          const float key = keys[g * stride + i];
-          in = in || (key >= low[g] && key < high[g]);
+      for (uint32_t block : blocks) {
+        for (size_t i = 16 * block; i < 16 * block + 16; ++i) {
+          bool in = false;
+          for (int g = 0; g < heads; ++g) {
+            const float key = keys[g * stride + i];
+            in = in || (key >= low[g] && key < high[g]);
+          }
+          uint64_t& word = want_read[i / 64];
+          if (!in || (word >> i % 64 & 1) != 0) continue;
+          word |= uint64_t{1} << i % 64;
+          want.push_back(static_cast<uint32_t>(i));
         }
-        uint64_t& word = want_read[i / 64];
-        if (!in || (word >> i % 64 & 1) != 0) continue;
-        word |= uint64_t{1} << i % 64;
-        want.push_back(static_cast<uint32_t>(i));
       }
       std::vector<uint32_t> out(n, 0xABCD);
-      out.resize(cpu::SelectKeys(keys.data(), stride, heads, low.data(), high.data(), n,
-                                 read.data(), out.data()));
+      out.resize(cpu::SelectKeys(keys.data(), stride, heads, low.data(), high.data(), blocks.data(),
+                                 blocks.size(), read.data(), out.data()));
       EXPECT_EQ(out, want);
       EXPECT_EQ(read, want_read);
       std::vector<uint32_t> again(n);
-      EXPECT_EQ(cpu::SelectKeys(keys.data(), stride, heads, low.data(), high.data(), n, read.data(),
-                                again.data()),
+      EXPECT_EQ(cpu::SelectKeys(keys.data(), stride, heads, low.data(), high.data(), blocks.data(),
+                                blocks.size(), read.data(), again.data()),
                 0u)
           << "once read, never again";
     }
