@@ -97,7 +97,7 @@ void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float sof
   std::vector<float> keys = before;
   std::vector<float> sums(heads, 2.0f);
   cpu::ScanCodes(codes.View(), queries.queries.data(), heads, softcap, blocks.data(), blocks.size(),
-                 keys.data(), stride, sums.data());
+                 kFirst, keys.data(), stride, sums.data());
   for (int g = 0; g < heads; ++g) {
     double sum = 2;
     double sum_error = 1e-6;
