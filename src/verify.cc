@@ -99,13 +99,6 @@ void Add(const CodedStep::PartMass& sum, CodedHead* head) {
   head->rows += sum.rows;
 }
 
-// The lower end of the bin in which the threshold lies. Within a bin keys are taken to be spread
-// evenly; when the one that matters was at its lower end, no finer step would find it.
-float BinBelow(const CodedHead& head) {
-  const float bin = std::ceil((head.threshold - head.floor) * cpu::kBinsPerLogit) - 1;
-  return bin < 0 ? kEveryKey : head.floor + bin / cpu::kBinsPerLogit;
-}
-
 // One round: the heads that fell short read on. False when there was none.
 bool Extend(Step& step, int request, int kv_head) {
   const RequestPlan& r = step.requests[request];
@@ -123,8 +116,11 @@ bool Extend(Step& step, int request, int kv_head) {
     const double ratio =
         head.estimated > 0 ? std::clamp((head.exact - head.fixed) / head.estimated, 0.5, 1.0) : 1;
     const double more = EstimatedMassFor(step.options, head.exact, unread, ratio);
-    const Threshold threshold = ThresholdFor(step, request, kv_head, g, head.estimated + more);
-    low[g] = std::min(threshold.key, BinBelow(head));
+    Threshold threshold = ThresholdFor(step, request, kv_head, g, head.estimated + more);
+    // The bin's keys lie lower than if they were spread evenly: all of them.
+    if (threshold.key >= head.threshold) threshold.key = threshold.edge;
+    if (threshold.key >= head.threshold) continue;  // rounding: there is nothing in between
+    low[g] = threshold.key;
     high[g] = head.threshold;
     any = true;
   }

@@ -121,11 +121,15 @@ HWY_ATTR void ScoreByteCentroids(const QueryHeads& query, int dim, const int8_t*
   });
 }
 
-// softcap * tanh(x / softcap); x where there is no cap.
+// softcap * tanh(x / softcap); x where there is no cap. -inf, which is no logit but a key that is
+// not looked at, stays.
 template <class D>
 HWY_INLINE hn::Vec<D> Capped(D d, hn::Vec<D> x, float softcap) {
   if (softcap <= 0) return x;
-  return hn::Mul(hn::Set(d, softcap), hn::Tanh(d, hn::Mul(x, hn::Set(d, 1 / softcap))));
+  const auto capped =
+      hn::Mul(hn::Set(d, softcap), hn::Tanh(d, hn::Mul(x, hn::Set(d, 1 / softcap))));
+  const auto none = hn::Set(d, -std::numeric_limits<float>::infinity());
+  return hn::IfThenElse(hn::Eq(x, none), none, capped);
 }
 
 HWY_ATTR void EstimateClusters(const ClusterFacts& facts, const float* scores,
