@@ -88,13 +88,16 @@ void AppendCoded(const SequenceIndex& index, int64_t tokens, std::vector<CodedSe
     *keys += (members + kCodeBlock + kKeyUnit - 1) / kKeyUnit * kKeyUnit;  // FillKeys writes more
   };
   const bool pages = index.options().index == IndexKind::kPages;
+  int64_t closed = 0;  // end of the closed segments
   for (int j = 0; j < index.UsableSegments(tokens); ++j) {
     const Segment* segment = index.segments()[j].get();
+    if (segment != nullptr) closed = segment->end();
     if (segment == nullptr || segment->always()) continue;
     add(*segment, index.slots(), segment->end() - segment->first(), pages);
   }
   const int open = index.UsablePages(tokens);
-  if (open > 0 && !index.open()->always())
+  // An open segment that was built while the sequence was shorter may overlap with a closed one.
+  if (open > 0 && index.open()->first() >= closed && !index.open()->always())
     add(*index.open(), open, int64_t{open} * Options::kPage, true);
 }
 

@@ -13,8 +13,8 @@ namespace tactic {
 namespace {
 
 // A row in 8 bits with one scale for all of it. The scale is rounded up to f16, so that no element
-// exceeds 127.
-void Quantise(const double* row, int dim, int8_t* out, size_t out_stride, uint16_t* scale) {
+// exceeds 127. False: it is too large for an f16.
+bool Quantise(const double* row, int dim, int8_t* out, size_t out_stride, uint16_t* scale) {
   double most = 0;
   for (int x = 0; x < dim; ++x) most = std::max(most, std::fabs(row[x]));
   *scale = FloatToHalf(static_cast<float>(most / 127));
@@ -22,6 +22,7 @@ void Quantise(const double* row, int dim, int8_t* out, size_t out_stride, uint16
   const double step = HalfToFloat(*scale);
   for (int x = 0; x < dim; ++x)
     out[x * out_stride] = static_cast<int8_t>(step > 0 ? std::lround(row[x] / step) : 0);
+  return std::isfinite(step);
 }
 
 // The fewest bits whose predicted error of a logit is at most `most`; 3 when nothing is known of
@@ -68,7 +69,9 @@ class Encoder {
     std::vector<double> mean(dim);
     Mean(keys, begin, size, dim, &mean);
     int8_t* centroid = codes_.centroids.data() + c;
-    Quantise(mean.data(), dim, centroid, static_cast<size_t>(slots_), &codes_.centroid_scales[c]);
+    fits_ = Quantise(mean.data(), dim, centroid, static_cast<size_t>(slots_),
+                     &codes_.centroid_scales[c]) &&
+            fits_;
     const float step = HalfToFloat(codes_.centroid_scales[c]);
     double longest = 0;
     double all = 0;
@@ -133,12 +136,12 @@ class Encoder {
     StoreMean(slots_, mean);
   }
 
-  // Codes of the keys of members [begin, end). False: one is too large.
+  // Codes of the keys of members [begin, end). False: one of them, or a mean, is too large.
   bool Encode(uint32_t begin, uint32_t end) {
     const int dim = shape_.head_dim;
     const CodeBook& book = kCodeBooks[codes_.bits];
     const size_t block_bytes = CodeBlockBytes(dim, codes_.bits);
-    bool fits = true;
+    bool fits = fits_;
     for (uint32_t i = begin; i < end; ++i) {
       Rotate(residuals_.data() + static_cast<size_t>(i) * dim, dim, rotated_.data());
       double square = 0;
@@ -155,9 +158,10 @@ class Encoder {
 
  private:
   void StoreMean(int slot, const std::vector<double>& mean) {
-    Quantise(mean.data(), shape_.value_dim,
-             codes_.means.data() + static_cast<size_t>(slot) * shape_.value_dim, 1,
-             &codes_.mean_scales[slot]);
+    fits_ = Quantise(mean.data(), shape_.value_dim,
+                     codes_.means.data() + static_cast<size_t>(slot) * shape_.value_dim, 1,
+                     &codes_.mean_scales[slot]) &&
+            fits_;
   }
 
   void Mean(const float* rows, uint32_t begin, int size, int dim, std::vector<double>* mean) const {
@@ -206,6 +210,7 @@ class Encoder {
   std::vector<float> residuals_;  // [member][head_dim]
   mutable std::vector<float> rotated_;
   double residual_sum_ = 0;
+  bool fits_ = true;  // so far every centroid and mean has a scale
 };
 
 bool AllFinite(const std::vector<float>& x) {

@@ -28,7 +28,7 @@ static int failures = 0;
     EXPECT(strstr(tactic_last_error(), text) != NULL); \
   } while (0)
 
-/* --- data ---------------------------------------------------------------------------------------
+/* --- data --------------------------------------------------------------------------------------
  */
 
 static float keys[kCells][kKvHeads][kDim];
@@ -115,7 +115,7 @@ static double DistanceFromDense(double scale) {
   return largest;
 }
 
-/* --- tests --------------------------------------------------------------------------------------
+/* --- tests -------------------------------------------------------------------------------------
  */
 
 static void TestVersionsAndIsas(void) {
@@ -210,6 +210,45 @@ static void TestPaper(void) {
   stats.struct_size = sizeof(stats);
   EXPECT(tactic_decoder_stats(decoder, &stats) == TACTIC_OK);
   EXPECT(stats.rows_read == 2 * kTokens * kKvHeads);
+  tactic_decoder_destroy(decoder);
+}
+
+static void TestTactic(void) {
+  const tactic_shape shape = Shape();
+  const tactic_rows rows[2] = {RowsOf(keys, kDim), RowsOf(values, kValueDim)};
+  const tactic_params params = Params();
+  tactic_options options;
+  EXPECT(tactic_options_init(&options, TACTIC_TACTIC, sizeof(options)) == TACTIC_OK);
+  EXPECT(options.mode == TACTIC_TACTIC && options.cluster_size == 32 && options.sinks == 4);
+  options.dense_below = 0;
+  options.segment_size = 128;
+  tactic_decoder* decoder = NULL;
+  EXPECT(tactic_decoder_create(2, &decoder) == TACTIC_OK);
+  tactic_index* index = NULL;
+  EXPECT(tactic_index_create(&shape, &options, &index) == TACTIC_OK);
+  const float norms[] = {1, 2, -1};
+  EXPECT_ERROR(tactic_index_set_query_norms(index, norms, 3), TACTIC_INVALID_ARGUMENT,
+               "kv_heads is 3; expected the index's 2");
+  EXPECT_ERROR(tactic_index_set_query_norms(index, norms + 1, 2), TACTIC_INVALID_ARGUMENT,
+               "mean_squares[1] is -1");
+  EXPECT(tactic_index_set_query_norms(index, norms, 2) == TACTIC_OK);
+  EXPECT(tactic_index_append(index, kTokens) == TACTIC_OK);
+  EXPECT_ERROR(tactic_index_build(index, &rows[0], NULL, cells, kTokens, NULL),
+               TACTIC_INVALID_ARGUMENT, "values is null");
+  EXPECT(tactic_index_build(index, &rows[0], &rows[1], cells, kTokens, decoder) == TACTIC_OK);
+  const tactic_request request = Request(index);
+  for (int all = 0; all < 2; ++all) {
+    options.target = all ? 1 : 0.9;
+    EXPECT(tactic_decode(decoder, &shape, &options, &params, &request, 1) == TACTIC_OK);
+    for (int h = 0; h < kQHeads; ++h) {
+      tactic_head_report report = {.struct_size = sizeof(report)};
+      EXPECT(tactic_decoder_head_report(decoder, 0, h, &report) == TACTIC_OK);
+      EXPECT(all ? report.p_hat == 1 : report.p_hat > 0.8 && report.p_hat < 1);
+      EXPECT(all ? report.own_rows == kTokens : report.own_rows < kTokens);
+    }
+    EXPECT(DistanceFromDense(params.scale) < (all ? 900 * 0x1p-24 * 4 : 2 * 0.2));
+  }
+  tactic_index_destroy(index);
   tactic_decoder_destroy(decoder);
 }
 
@@ -352,6 +391,7 @@ int main(void) {
   TestOptions();
   TestDense();
   TestPaper();
+  TestTactic();
   TestIndex();
   TestDecodeErrors();
   if (failures > 0) printf("%d expectations failed\n", failures);

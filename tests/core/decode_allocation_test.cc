@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <string>
 
 #include "gtest/gtest.h"
 #include "tests/core/world.h"
@@ -29,11 +30,15 @@ REPLACED void operator delete[](void* memory, std::size_t) noexcept { std::free(
 namespace tactic {
 namespace {
 
-TEST(DecodeAllocation, AWarmStepAllocatesNothing) {
+class DecodeAllocation : public testing::TestWithParam<Mode> {};
+
+TEST_P(DecodeAllocation, AWarmStepAllocatesNothing) {
+  const Mode mode = GetParam();
   WorldSpec spec;
   spec.shape = {8, 2, 64, 64};
   spec.lengths = {2000, 500, 10};
   spec.tokens = {{0, 0}, {1, 0}, {2, 0}};
+  spec.options = Options::For(mode);
   spec.options.segment_size = 128;
   spec.options.dense_below = 300;
   World world(spec);
@@ -55,6 +60,10 @@ TEST(DecodeAllocation, AWarmStepAllocatesNothing) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Modes, DecodeAllocation,
+                         testing::Values(Mode::kDense, Mode::kPaper, Mode::kTactic),
+                         [](const auto& test) { return std::string(ModeName(test.param)); });
 
 }  // namespace
 }  // namespace tactic

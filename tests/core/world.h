@@ -141,6 +141,7 @@ class World {
   const WorldSpec& spec() const { return spec_; }
   WorldSpec& mutable_spec() { return spec_; }
   SequenceIndex& index(int sequence) { return *indexes_[sequence]; }
+  const SequenceIndex& index(int sequence) const { return *indexes_[sequence]; }
   Rows& keys() { return *keys_; }
   Rows& values() { return *values_; }
   std::vector<float>& q(int request) { return q_[request]; }
