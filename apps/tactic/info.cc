@@ -82,10 +82,11 @@ Status ProbeGraph(const Model& model, int threads, GraphFacts* facts) {
 // Bytes of index per token and layer, as segments store it. An estimate: the newest positions are
 // in no segment yet, and bits that are chosen for each segment count as 3.
 double IndexBytesPerToken(const ModelFacts& facts, const Options& options) {
-  constexpr double kMember = 2;          // place of a token in its segment
-  constexpr double kPaperCluster = 4;    // where its members begin
-  constexpr double kTacticCluster = 20;  // that, scales, and what else is known of its tokens
-  if (options.mode == Mode::kPaper) {    // f16 centroids
+  constexpr double kMember = 2;        // place of a token in its segment
+  constexpr double kPaperCluster = 4;  // where its members begin
+  // That, a scale each of centroid and mean, 17 bytes for how its keys spread, log of its size.
+  constexpr double kTacticCluster = 4 + 2 + 2 + 17 + 4;
+  if (options.mode == Mode::kPaper) {  // f16 centroids
     return facts.kv_heads *
            (kMember + (2.0 * facts.head_dim_k + kPaperCluster) / options.cluster_size);
   }

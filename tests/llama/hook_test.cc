@@ -111,7 +111,6 @@ TEST(HookTest, TacticSelectsAndKnowsHowMuchItRead) {
   run.hook->MeasureMass(true);
   run.Decode({tokens[1501]});
   const HookStats stats = run.hook->TakeStats();
-  if (stats.selections == 0) GTEST_SKIP() << "mode tactic reads everything in this build";
   const int64_t heads = llama_model_n_layer(Model()) * llama_model_n_head(Model());
   EXPECT_EQ(stats.selections, 2 * heads) << "of every step, measured or not";
   EXPECT_EQ(stats.cases, heads);
