@@ -22,7 +22,7 @@ constexpr Policy kIndexed[] = {Policy::kPaper, Policy::kTactic};
 #ifdef __SANITIZE_ADDRESS__
 constexpr uint32_t kHistories = 2;
 #else
-constexpr uint32_t kHistories = 10;
+constexpr uint32_t kHistories = 5;
 #endif
 
 // A context whose cache is edited at random, with small segments so that a few hundred tokens make
