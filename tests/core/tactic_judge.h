@@ -47,7 +47,7 @@ struct TacticTally {
 class TacticJudge {
  public:
   TacticJudge(const World& world, int threads, TacticTally* tally)
-      : world_(world), spec_(world.spec()), merges_(8 * threads + 16), tally_(tally) {}
+      : world_(world), spec_(world.spec()), merges_(16 * threads + 16), tally_(tally) {}
 
   void JudgeAll() {
     int64_t row_bytes = 0;
@@ -230,7 +230,7 @@ class TacticJudge {
     tally_->own_rows += static_cast<double>(rows);
     tally_->extended += report.rounds > 0;
     ASSERT_LE(report.rounds, options.rounds);
-    // What the codes ask for, in any case; a bin is 1/16 of a logit, of few keys it is read whole.
+    // What the codes ask for, in any case; a bin of few keys is read whole.
     const oracle::Verified none = oracle::Verify(head, 0, g.logits[h], options);
     const size_t first = oracle::Prefix(head, oracle::NeededMass(none, 1, options));
     const double slack = 1 / cpu::kBinsPerLogit + 2 * g.key_error;
