@@ -222,7 +222,8 @@ TEST_P(ScanKernels, AddToBins) {
       for (uint32_t block : blocks) {
         for (size_t i = 16 * block; i < 16 * block + 16; ++i) {
           if (!(keys[i] >= low)) continue;
-          const int bin = static_cast<int>(std::min((keys[i] - low) * 16.0f, 511.0f));
+          const int bin = static_cast<int>(
+              std::min((keys[i] - low) * cpu::kBinsPerLogit, cpu::kMassBins - 1.0f));
           mass[bin] += std::exp(static_cast<double>(keys[i]));
           ++count[bin];
         }
