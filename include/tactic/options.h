@@ -84,8 +84,8 @@ struct Options {
   // Bits per element of a key's code: 2, 3 or 4. 0: for each segment and KV head the smallest whose
   // predicted error of a logit is at most bits_error.
   int bits = 0;
-  // Logits. Range (0, 100]. Copy heads have errors of 2-3 logits at 2 bits, most others of 0.5; more
-  // bits where 2 would do read fewer rows and as many bytes (docs/algorithm.md).
+  // Logits. Range (0, 100]. Copy heads have errors of 2-3 logits at 2 bits, most others of 0.5;
+  // more bits where 2 would do read fewer rows and as many bytes (docs/algorithm.md).
   double bits_error = 1.2;
 
   // --- verified selection (mode tactic; docs/algorithm.md) ---

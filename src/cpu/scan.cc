@@ -1,10 +1,11 @@
-// Compiles scan-inl.h for every instruction set and dispatches.
+// Compiles estimate-, scan- and select-inl.h for every instruction set and dispatches.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/cpu/scan.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // After foreach_target.
 #include "src/cpu/estimate-inl.h"
 #include "src/cpu/scan-inl.h"
+#include "src/cpu/select-inl.h"
 
 #if HWY_ONCE
 namespace tactic::cpu {
