@@ -30,6 +30,8 @@ inline constexpr int64_t kKeyUnit = 64;
 // Thresholds for keys: none is above the first; the second is below all but skipped ones (-inf).
 inline constexpr float kNoKey = std::numeric_limits<float>::infinity();
 inline constexpr float kEveryKey = std::numeric_limits<float>::lowest();
+// The lowest key that bins are kept for: less than any sum of masses resolves.
+inline constexpr float kLowestFloor = -60;
 
 // What is known of one query head.
 struct CodedHead {
@@ -37,7 +39,7 @@ struct CodedHead {
   double fixed = 0;           // mass of the forced rows, exact
   double skipped = 0;         // estimated mass of skipped clusters
   double total = 0;           // estimated mass of all scanned keys
-  float floor = 0;            // keys below are certain not to be selected
+  float floor = 0;            // keys below are not in the bins
   float threshold = kNoKey;   // keys from here up are the head's own selection
   double exact = 0;           // mass of fixed and own rows
   double estimated = 0;       // what the codes said of the own rows
@@ -72,8 +74,11 @@ struct CodedStep {
   std::vector<float> keys;    // estimated logit + v / 2 - reference; -inf: skipped
   std::vector<float> logits;  // exact, of the rows listed, at the rows' places
   // [request][kv_head][key]
-  std::vector<uint32_t> numbers;  // of the rows listed: their key, from the part's first
+  std::vector<uint32_t> numbers;  // of the rows listed: their key
   std::vector<uint64_t> read;     // one bit per key
+  // [request][kv_head][key / kCodeBlock]: blocks that were scanned, by part; [..][part]: how many
+  std::vector<uint32_t> blocks;
+  std::vector<uint32_t> block_counts;
   // [request][kv_head][part][group]
   std::vector<cpu::MassBins> bins;
   std::vector<float> sums;

@@ -50,6 +50,13 @@ inline uint32_t* Numbers(Step& step, const RequestPlan& r, int kv_head) {
 inline uint64_t* Read(Step& step, const RequestPlan& r, int kv_head) {
   return step.coded.read.data() + (r.first_key * step.shape.kv_heads + kv_head * r.keys) / kKeyUnit;
 }
+inline uint32_t* Blocks(Step& step, const RequestPlan& r, int kv_head) {
+  return step.coded.blocks.data() +
+         (r.first_key * step.shape.kv_heads + kv_head * r.keys) / kCodeBlock;
+}
+inline uint32_t& BlockCount(Step& step, int request, int kv_head, int part) {
+  return step.coded.block_counts[step.Pair(request, kv_head) * step.max_parts + part];
+}
 inline float* Masses(Step& step, const RequestPlan& r, int q_head) {
   return step.coded.masses.data() + r.first_cluster * step.shape.q_heads + q_head * r.clusters;
 }

@@ -85,7 +85,7 @@ void AppendCoded(const SequenceIndex& index, int64_t tokens, std::vector<CodedSe
                  int64_t* keys) {
   const auto add = [&](const Segment& segment, int clusters, int64_t members, bool pages) {
     out->push_back({&segment, clusters, members, *keys, pages});
-    *keys += (members + kKeyUnit - 1) / kKeyUnit * kKeyUnit;
+    *keys += (members + kCodeBlock + kKeyUnit - 1) / kKeyUnit * kKeyUnit;  // FillKeys writes more
   };
   const bool pages = index.options().index == IndexKind::kPages;
   for (int j = 0; j < index.UsableSegments(tokens); ++j) {
@@ -131,10 +131,13 @@ void PlanCoded(Step& step, int64_t clusters, int64_t keys) {
   Grow(&coded.tokens, clusters * shape.q_heads);
   Grow(&coded.floors, clusters * shape.q_heads);
   Grow(&coded.kept, clusters * shape.kv_heads);
-  Grow(&coded.keys, keys * shape.q_heads);
+  // A vector of any member may read past the last key.
+  Grow(&coded.keys, keys * shape.q_heads + kKeyUnit);
   Grow(&coded.logits, keys * shape.q_heads);
   Grow(&coded.numbers, keys * shape.kv_heads);
-  Grow(&coded.read, keys * shape.kv_heads / kKeyUnit);
+  Grow(&coded.read, keys * shape.kv_heads / kKeyUnit + 1);
+  Grow(&coded.blocks, keys * shape.kv_heads / kCodeBlock);
+  Grow(&coded.block_counts, pairs * step.max_parts);
   Grow(&coded.bins, pairs * step.max_parts * shape.group());
   Grow(&coded.sums, pairs * step.max_parts * shape.group());
   Grow(&coded.part_masses, pairs * step.max_parts * shape.group());
@@ -267,6 +270,8 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
     samples = plan.Samples();
     head = plan.head;
   }
+  // Mode tactic: the sizes of a segment's clusters, and what a group does not read of each.
+  if (options.mode == Mode::kTactic) samples = int64_t{step.slots + 1} * shape.group();
   if (std::ssize(step.scratch) < threads) step.scratch.resize(threads);
   for (Step::Scratch& scratch : step.scratch) {
     Grow(&scratch.order, most_clusters);
@@ -282,13 +287,13 @@ void DecodeStep::RunPhase(Phase phase, int thread) {
   const bool coded = impl_->options.mode == Mode::kTactic;
   switch (phase) {
     case Phase::kRank:
-      return coded ? FilterStage(*impl_) : RankStage(*impl_, thread);
+      return coded ? FilterStage(*impl_, thread) : RankStage(*impl_, thread);
     case Phase::kBudget:
       return coded ? ScanStage(*impl_) : BudgetStage(*impl_, thread);
     case Phase::kSelect:
       return coded ? VerifyStage(*impl_) : SelectStage(*impl_, thread);
     case Phase::kAttend:
-      return coded ? TailStage(*impl_) : AttendStage(*impl_, thread);
+      return coded ? TailStage(*impl_, thread) : AttendStage(*impl_, thread);
     case Phase::kCombine:
       return CombineStage(*impl_, thread);
   }

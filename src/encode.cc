@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -57,10 +56,6 @@ class Encoder {
     codes_.centroids.assign(static_cast<size_t>(shape.head_dim) * columns, 0);
     codes_.centroid_scales.assign(columns, 0);
     codes_.spreads.assign((Codes::kRuns + 1) * columns, 0);
-    codes_.log_sizes.assign(columns, -std::numeric_limits<float>::infinity());
-    for (int c = 0; c < out_.count; ++c) {
-      codes_.log_sizes[c] = std::log(static_cast<float>(out_.Size(c)));
-    }
     codes_.means.assign((columns + 1) * shape.value_dim, 0);
     codes_.mean_scales.assign(columns + 1, 0);
   }
@@ -273,7 +268,7 @@ void EncodeClusters(const HeadPositions& head, const LayerShape& shape, const Op
                : options.bits != 0 ? options.bits
                                    : ChooseBits(options.bits_error, residual, query_norm);
   const size_t blocks = (n + kCodeBlock - 1) / kCodeBlock;
-  codes.scales.assign(blocks * kCodeBlock, 0);
+  codes.scales.assign((blocks + 1) * kCodeBlock, 0);
   codes.planes.assign(blocks * CodeBlockBytes(shape.head_dim, codes.bits), 0);
   if (previous != nullptr) encoder.Adopt(*previous);
   if (!encoder.Encode(coded, static_cast<uint32_t>(n))) return ReadAlways(n, out);

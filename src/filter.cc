@@ -10,7 +10,22 @@
 namespace tactic {
 namespace {
 
-void ScorePart(Step& step, int request, int kv_head, int part) {
+// Logs of the numbers of members; -inf for empty slots and for pages that may not be used yet.
+void LogSizes(const CodedSegment& segment, int kv_head, int slots, float* out) {
+  constexpr uint32_t kCommon = 256;
+  static const auto* const logs = [] {
+    static float table[kCommon];
+    for (uint32_t n = 0; n < kCommon; ++n) table[n] = std::log(static_cast<float>(n));
+    return table;
+  }();
+  const Clusters& clusters = segment.segment->head(kv_head);
+  for (int c = 0; c < slots; ++c) {
+    const uint32_t size = c < segment.clusters && c < clusters.count ? clusters.Size(c) : 0;
+    out[c] = size < kCommon ? logs[size] : std::log(static_cast<float>(size));
+  }
+}
+
+void ScorePart(Step& step, int request, int kv_head, int part, int thread) {
   const RequestPlan& r = step.requests[request];
   const int group = step.group();
   const int first = kv_head * group;
@@ -23,6 +38,7 @@ void ScorePart(Step& step, int request, int kv_head, int part) {
       energy[g][x * Codes::kRuns / dim] += q * q;
     }
   }
+  std::vector<float>& log_sizes = step.scratch[thread].logits;
   const Share segments = step.Part(r, part);
   for (int64_t j = segments.begin; j < segments.end; ++j) {
     const Codes& codes = r.coded[j].segment->head(kv_head).codes;
@@ -30,16 +46,14 @@ void ScorePart(Step& step, int request, int kv_head, int part) {
     cpu::ScoreByteCentroids(queries, dim, codes.centroids.data(), codes.centroid_scales.data(),
                             step.slots, step.Scores(r, first) + base,
                             static_cast<size_t>(r.clusters));
-    const cpu::ClusterFacts facts = {codes.spreads.data(), codes.log_sizes.data(), step.slots};
+    LogSizes(r.coded[j], kv_head, step.slots, log_sizes.data());
+    const cpu::ClusterFacts facts = {codes.spreads.data(), log_sizes.data(), step.slots};
     for (int g = 0; g < group; ++g) {
       float* masses = Masses(step, r, first + g) + base;
       float* floors = masses - step.coded.masses.data() + step.coded.floors.data();
       float* tokens = masses - step.coded.masses.data() + step.coded.tokens.data();
       cpu::EstimateClusters(facts, step.Scores(r, first + g) + base, energy[g], step.params.softcap,
                             masses, floors, tokens);
-      for (float* x : {masses, floors, tokens}) {  // pages that this request may not use yet
-        std::fill(x + std::min(r.coded[j].clusters, step.slots), x + step.slots, -kNoKey);
-      }
     }
   }
 }
@@ -127,6 +141,7 @@ void FilterGroup(Step& step, int request, int kv_head) {
   uint8_t* kept = Kept(step, r, kv_head);
   std::fill_n(kept, r.clusters, uint8_t{0});
   double at_least[LayerShape::kMaxGroup];
+  int64_t members = 0;  // of kept clusters
   const int first = kv_head * step.group();
   for (int g = 0; g < step.group(); ++g) {
     if (!Estimate(step, request, first + g, &at_least[g])) group.everything = true;
@@ -137,6 +152,7 @@ void FilterGroup(Step& step, int request, int kv_head) {
     group.scored += clusters;
     if (segment.pages) std::fill_n(kept + j * step.slots, clusters, uint8_t{1});
   }
+  if (step.options.target >= 1) group.everything = true;
   if (group.everything) return;
   for (int g = 0; g < step.group(); ++g)
     Keep(step, r, first + g, HeadOf(step, request, first + g), at_least[g], kept);
@@ -145,25 +161,31 @@ void FilterGroup(Step& step, int request, int kv_head) {
   for (int64_t j = 0; j < std::ssize(r.coded); ++j) {
     const int clusters = std::min(r.coded[j].clusters, r.coded[j].segment->head(kv_head).count);
     std::fill(kept + j * step.slots + clusters, kept + (j + 1) * step.slots, uint8_t{0});
+    const Clusters& of = r.coded[j].segment->head(kv_head);
+    for (int c = 0; c < clusters; ++c) members += kept[j * step.slots + c] != 0 ? of.Size(c) : 0;
   }
   for (int g = 0; g < step.group(); ++g) {
     CodedHead& head = HeadOf(step, request, first + g);
     const float* masses = Masses(step, r, first + g);
+    double all = head.fixed;
     head.skipped = 0;
-    for (int64_t c = 0; c < r.clusters; ++c) head.skipped += kept[c] != 0 ? 0 : masses[c];
-    // All keys below have less than a quarter of what may stay unread, whatever their number.
-    constexpr double kShareBelow = 0.25;
-    constexpr float kLowest = -60;
-    const double below = kShareBelow * (1 - step.options.target) * at_least[g] /
-                         static_cast<double>(std::max<int64_t>(1, r.keys));
-    head.floor = std::max(kLowest, static_cast<float>(std::log(below)));
+    for (int64_t c = 0; c < r.clusters; ++c) {
+      all += masses[c];
+      head.skipped += kept[c] != 0 ? 0 : masses[c];
+    }
+    // Keys below have half of what may stay unread if all is as estimated, whatever their number;
+    // where it is not, they are counted after all (Recount).
+    constexpr double kShareBelow = 0.5;
+    const double below = kShareBelow * (1 - step.options.target) * all /
+                         static_cast<double>(std::max<int64_t>(1, members));
+    head.floor = std::max(kLowestFloor, static_cast<float>(std::log(below)));
     PrepareQuery(step, request, first + g, &head);
   }
 }
 
 }  // namespace
 
-void FilterStage(Step& step) {
+void FilterStage(Step& step, int thread) {
   const auto done = [&](int request, int kv_head) {
     if (LastUnit(step, kFilterUnits, request, kv_head)) FilterGroup(step, request, kv_head);
   };
@@ -174,7 +196,7 @@ void FilterStage(Step& step) {
     }
   }
   ClaimParts(step, kFilterUnits, [&](int request, int kv_head, int part) {
-    ScorePart(step, request, kv_head, part);
+    ScorePart(step, request, kv_head, part, thread);
     done(request, kv_head);
   });
 }

@@ -4,39 +4,36 @@
 #include <cmath>
 
 #include "src/coded_units.h"
-#include "src/threshold.h"
+#include "src/recount.h"
 
 namespace tactic {
 namespace {
 
-// The blocks that hold members of kept clusters of one segment, whose keys become the score of
-// their centroid; all other keys become -inf. Returns their number.
-size_t MarkBlocks(Step& step, const RequestPlan& r, int kv_head, int64_t j, uint16_t* blocks) {
+// Lists the blocks that hold members of kept clusters of one segment, and gives all its keys the
+// scores of their centroids, or -inf. Returns the end of the list.
+uint32_t* ListBlocks(Step& step, const RequestPlan& r, int kv_head, int64_t j, uint32_t* list) {
   const CodedSegment& segment = r.coded[j];
   const Clusters& clusters = segment.segment->head(kv_head);
   const int64_t base = j * step.slots;
   const uint8_t* kept = Kept(step, r, kv_head) + base;
-  const int first = kv_head * step.group();
-  const int64_t end = j + 1 < std::ssize(r.coded) ? r.coded[j + 1].first_key : r.keys;
-  for (int g = 0; g < step.group(); ++g) {
-    float* keys = Keys(step, r, first + g);
-    std::fill(keys + segment.first_key, keys + end, -kNoKey);
-  }
-  size_t count = 0;
-  int next = 0;  // first block that is not in the list yet
-  for (int c = 0; c < std::min(segment.clusters, clusters.count); ++c) {
+  const int count = std::min(segment.clusters, clusters.count);
+  const auto first_block = static_cast<uint32_t>(segment.first_key / kCodeBlock);
+  uint32_t* const begin = list;
+  uint32_t next = first_block;  // the first block that is not in the list yet
+  for (int c = 0; c < count; ++c) {
     if (kept[c] == 0) continue;
-    const uint32_t begin = clusters.starts[c];
-    const uint32_t size = clusters.Size(c);
-    for (int g = 0; g < step.group(); ++g) {
-      std::fill_n(Keys(step, r, first + g) + segment.first_key + begin, size,
-                  step.Scores(r, first + g)[base + c]);
-    }
-    next = std::max(next, static_cast<int>(begin) / kCodeBlock);
-    for (; next * kCodeBlock < static_cast<int>(begin + size); ++next)
-      blocks[count++] = static_cast<uint16_t>(next);
+    next = std::max(next, first_block + clusters.starts[c] / kCodeBlock);
+    const uint32_t end = first_block + (clusters.starts[c + 1] + kCodeBlock - 1) / kCodeBlock;
+    while (next < end) *list++ = next++;
   }
-  return count;
+  if (list == begin) return list;
+  const size_t padded = (clusters.starts[count] + kCodeBlock - 1) / kCodeBlock * kCodeBlock;
+  for (int g = 0; g < step.group(); ++g) {
+    const int q_head = kv_head * step.group() + g;
+    cpu::FillKeys(clusters.starts.data(), kept, count, step.Scores(r, q_head) + base, padded,
+                  Keys(step, r, q_head) + segment.first_key);
+  }
+  return list;
 }
 
 void ScanPart(Step& step, int request, int kv_head, int part) {
@@ -49,16 +46,20 @@ void ScanPart(Step& step, int request, int kv_head, int part) {
   std::fill_n(sums, step.group(), 0.0f);
   std::fill_n(Read(step, r, kv_head) + keys.begin / kKeyUnit, (keys.end - keys.begin) / kKeyUnit,
               uint64_t{0});
+  BlockCount(step, request, kv_head, part) = 0;
   if (group.everything) return;
   std::fill_n(reinterpret_cast<uint8_t*>(bins), sizeof(*bins) * step.group(), uint8_t{0});
-  uint16_t blocks[Options::kLargestSegment / kCodeBlock];
   cpu::CodeQuery queries[LayerShape::kMaxGroup];
   const Share segments = step.Part(r, part);
+  uint32_t* const list = Blocks(step, r, kv_head) + keys.begin / kCodeBlock;
+  uint32_t* end = list;
   int64_t bytes = 0;
   for (int64_t j = segments.begin; j < segments.end; ++j) {
     const Codes& codes = r.coded[j].segment->head(kv_head).codes;
-    const size_t count = MarkBlocks(step, r, kv_head, j, blocks);
-    if (count == 0) continue;
+    uint32_t* const begin = end;
+    end = ListBlocks(step, r, kv_head, j, begin);
+    if (begin == end) continue;
+    const auto count = static_cast<size_t>(end - begin);
     bytes += static_cast<int64_t>(count *
                                   (CodeBlockBytes(step.shape.head_dim, codes.bits) + kCodeBlock));
     for (int g = 0; g < step.group(); ++g) {
@@ -67,15 +68,16 @@ void ScanPart(Step& step, int request, int kv_head, int part) {
       queries[g].half_variance = kCodeBooks[codes.bits].error * head.norm / 2;
     }
     cpu::ScanCodes({codes.planes.data(), codes.scales.data(), codes.bits, step.shape.head_dim},
-                   queries, step.group(), step.params.softcap, blocks, count,
-                   Keys(step, r, first) + r.coded[j].first_key, static_cast<size_t>(r.keys), sums);
+                   queries, step.group(), step.params.softcap, begin, count,
+                   static_cast<uint32_t>(r.coded[j].first_key / kCodeBlock), Keys(step, r, first),
+                   static_cast<size_t>(r.keys), sums);
+    for (int g = 0; g < step.group(); ++g) {
+      cpu::AddToBins(Keys(step, r, first + g), begin, count, HeadOf(step, request, first + g).floor,
+                     bins + g);
+    }
   }
+  BlockCount(step, request, kv_head, part) = static_cast<uint32_t>(end - list);
   group.scanned.fetch_add(bytes, std::memory_order_relaxed);
-  for (int g = 0; g < step.group(); ++g) {
-    cpu::AddToBins(Keys(step, r, first + g) + keys.begin,
-                   static_cast<size_t>(keys.end - keys.begin),
-                   HeadOf(step, request, first + g).floor, bins + g);
-  }
 }
 
 // Code error of a query head over all codes, in logits.
@@ -111,14 +113,14 @@ void FindThresholds(Step& step, int request, int kv_head) {
     if (!std::isfinite(head.total)) group.everything = true;
     const double unread = Unread(step.options, head, 0);
     const double need = EstimatedMassFor(step.options, head.fixed, unread, 1);
-    const Threshold threshold = FindThreshold(*bins, head.floor, need);
+    const Threshold threshold = ThresholdFor(step, request, kv_head, g, need);
     head.threshold = threshold.key;
     most = std::max(most, threshold.key == kEveryKey ? kNoKey : threshold.rows);
     step.reports[step.Query(request, first + g)].code_error = CodeError(r, kv_head, head.norm);
   }
   const auto tokens = static_cast<double>(std::ssize(r.request.cells));
-  const bool all = step.options.target >= 1 || most + static_cast<double>(std::ssize(r.forced)) >
-                                                   step.options.dense_share * tokens;
+  const bool all =
+      most + static_cast<double>(std::ssize(r.forced)) > step.options.dense_share * tokens;
   if (all) group.everything = true;
 }
 

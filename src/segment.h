@@ -25,23 +25,22 @@ struct Codes {
   static constexpr int kRuns = 16;
 
   int bits = 0;
-  float error = 0;                // mean variance of an element's error, over all keys
-  std::vector<uint8_t> planes;    // [blocks][CodeBlockBytes]
-  std::vector<uint8_t> scales;    // [blocks * kCodeBlock] ByteFloat: t of every key; 0 for padding
-  std::vector<int8_t> centroids;  // [head_dim][slots]
+  float error = 0;              // mean variance of an element's error, over all keys
+  std::vector<uint8_t> planes;  // [blocks][CodeBlockBytes]
+  // [(blocks + 1) * kCodeBlock] ByteFloat: t of every key; 0 for padding, of which a vector of any
+  // member may read some.
+  std::vector<uint8_t> scales;
+  std::vector<int8_t> centroids;          // [head_dim][slots]
   std::vector<uint16_t> centroid_scales;  // f16, [slots]
   std::vector<uint8_t> spreads;  // ByteFloat, [kRuns + 1][slots]: root mean square of an element of
                                  // each run; then how far the longest residual exceeds the rms one
-  std::vector<float> log_sizes;  // [slots]: log of the number of members; -inf for an empty slot
   // Of values, [slots + 1][value_dim]: mean number `slots` is that of all members.
   std::vector<int8_t> means;
   std::vector<uint16_t> mean_scales;  // f16, [slots + 1]
 
-  int num_blocks() const { return static_cast<int>(scales.size()) / kCodeBlock; }
   size_t MemoryBytes() const {
     return planes.capacity() + scales.capacity() + centroids.capacity() +
-           centroid_scales.capacity() * sizeof(uint16_t) + spreads.capacity() +
-           log_sizes.capacity() * sizeof(float) + means.capacity() +
+           centroid_scales.capacity() * sizeof(uint16_t) + spreads.capacity() + means.capacity() +
            mean_scales.capacity() * sizeof(uint16_t);
   }
 };

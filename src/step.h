@@ -174,10 +174,10 @@ void AttendStage(Step& step, int thread);
 void CombineStage(Step& step, int thread);
 // The same of mode tactic: score and filter clusters; scan codes and find thresholds; read keys and
 // verify; attend to values and add the tail.
-void FilterStage(Step& step);
+void FilterStage(Step& step, int thread);
 void ScanStage(Step& step);
 void VerifyStage(Step& step);
-void TailStage(Step& step);
+void TailStage(Step& step, int thread);
 
 }  // namespace tactic
 

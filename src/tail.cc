@@ -11,39 +11,39 @@
 namespace tactic {
 namespace {
 
-// weights[c] = mass of the unread members of cluster c, for one query head and segment.
-void ClusterWeights(Step& step, int request, int q_head, int64_t j, float* weights) {
-  constexpr uint32_t kWindow = 1024;
-  alignas(64) float unread[kWindow];
+// Weights of the means of segment j, [group][slots + 1]: the unread mass of every scanned cluster;
+// last, on the mean of all values, the mass of the skipped ones.
+void MeanWeights(Step& step, int request, int kv_head, int64_t j, float* weights) {
   const RequestPlan& r = step.requests[request];
-  const int kv_head = q_head / step.group();
   const CodedSegment& segment = r.coded[j];
   const Clusters& clusters = segment.segment->head(kv_head);
-  const Codes& codes = clusters.codes;
+  const int first = kv_head * step.group();
+  const auto stride = static_cast<size_t>(step.slots) + 1;
   const uint8_t* kept = Kept(step, r, kv_head) + j * step.slots;
-  const float* keys = Keys(step, r, q_head) + segment.first_key;
-  const uint64_t* read = Read(step, r, kv_head) + segment.first_key / kKeyUnit;
-  const float half_variance = kCodeBooks[codes.bits].error * HeadOf(step, request, q_head).norm / 2;
   const int count = std::min(segment.clusters, clusters.count);
-  std::fill_n(weights, count, 0.0f);
-  const auto coded = static_cast<uint32_t>(codes.scales.size());
-  int c = 0;
-  for (uint32_t begin = 0; begin < clusters.starts[count]; begin += kWindow) {
-    const uint32_t end = std::min(coded, begin + kWindow);
-    cpu::UnreadWeights(keys + begin, codes.scales.data() + begin, end - begin, half_variance,
-                       read + begin / kKeyUnit, unread);
-    for (; c < count && clusters.starts[c] < end; ++c) {
-      const uint32_t last = std::min(end, clusters.starts[c + 1]);
-      if (kept[c] != 0) {
-        for (uint32_t i = std::max(begin, clusters.starts[c]); i < last; ++i)
-          weights[c] += unread[i - begin];
-      }
-      if (clusters.starts[c + 1] > end) break;  // goes on in the next window
+  float half_variances[LayerShape::kMaxGroup];
+  for (int g = 0; g < step.group(); ++g) {
+    half_variances[g] =
+        kCodeBooks[clusters.codes.bits].error * HeadOf(step, request, first + g).norm / 2;
+  }
+  std::fill_n(weights, stride * step.group(), 0.0f);
+  cpu::UnreadMasses(
+      {Keys(step, r, first) + segment.first_key, static_cast<size_t>(r.keys),
+       clusters.codes.scales.data(), Read(step, r, kv_head) + segment.first_key / kKeyUnit,
+       clusters.starts.data(), kept, count},
+      step.group(), half_variances, weights, stride);
+  for (int g = 0; g < step.group(); ++g) {
+    float* of = weights + static_cast<size_t>(g) * stride;
+    if (!HeadOf(step, request, first + g).tail) {
+      std::fill_n(of, stride, 0.0f);
+      continue;
     }
+    const float* masses = Masses(step, r, first + g) + j * step.slots;
+    for (int c = 0; c < count; ++c) of[step.slots] += kept[c] != 0 ? 0 : masses[c];
   }
 }
 
-void TailPart(Step& step, int request, int kv_head, int part) {
+void TailPart(Step& step, int request, int kv_head, int part, int thread) {
   const RequestPlan& r = step.requests[request];
   const int first = kv_head * step.group();
   const int dim = step.shape.value_dim;
@@ -58,7 +58,7 @@ void TailPart(Step& step, int request, int kv_head, int part) {
     ClearState(state, dim);
     StateMax(state, dim) = HeadOf(step, request, first + g).reference;
   }
-  float weights[Options::kLargestSegment / 32];
+  float* const weights = step.scratch[thread].logits.data();
   const Share segments = step.Part(r, part);
   int64_t means = 0;
   for (int64_t j = segments.begin; j < segments.end; ++j) {
@@ -67,30 +67,20 @@ void TailPart(Step& step, int request, int kv_head, int part) {
     const uint8_t* kept = Kept(step, r, kv_head) + j * step.slots;
     const auto scanned = std::count(kept, kept + count, uint8_t{1});
     means += scanned + (scanned < count ? 1 : 0);
-    for (int g = 0; g < step.group(); ++g) {
-      if (!HeadOf(step, request, first + g).tail) continue;
-      float* state = states + static_cast<size_t>(g) * step.StateStride();
-      const Codes& codes = clusters.codes;
-      if (scanned > 0) {
-        ClusterWeights(step, request, first + g, j, weights);
-        cpu::AddMeans(weights, codes.means.data(), codes.mean_scales.data(),
-                      static_cast<size_t>(count), dim, state);
-      }
-      const float* masses = Masses(step, r, first + g) + j * step.slots;
-      float skipped = 0;
-      for (int c = 0; c < count; ++c) skipped += kept[c] != 0 ? 0 : masses[c];
-      cpu::AddMeans(&skipped, codes.means.data() + static_cast<size_t>(step.slots) * dim,
-                    codes.mean_scales.data() + step.slots, 1, dim, state);
-    }
+    MeanWeights(step, request, kv_head, j, weights);
+    const auto stride = static_cast<size_t>(step.slots) + 1;
+    cpu::AddMeans(weights, stride, step.group(), clusters.codes.means.data(),
+                  clusters.codes.mean_scales.data(), stride, dim, states, step.StateStride());
   }
   GroupOf(step, request, kv_head).means.fetch_add(means, std::memory_order_relaxed);
 }
 
 }  // namespace
 
-void TailStage(Step& step) {
-  ClaimParts(step, kTailUnits,
-             [&](int request, int kv_head, int part) { TailPart(step, request, kv_head, part); });
+void TailStage(Step& step, int thread) {
+  ClaimParts(step, kTailUnits, [&](int request, int kv_head, int part) {
+    TailPart(step, request, kv_head, part, thread);
+  });
   AttendSelectedScored(step);
 }
 

@@ -5,7 +5,7 @@
 
 #include "src/coded_units.h"
 #include "src/mass.h"
-#include "src/threshold.h"
+#include "src/recount.h"
 
 namespace tactic {
 namespace {
@@ -19,7 +19,7 @@ void ReadKeys(Step& step, int request, int kv_head, int part, size_t begin, size
   uint32_t* cells = step.Rows(r, kv_head) + keys.begin;
   int64_t j = step.Part(r, part).begin;
   for (size_t i = begin; i < end; ++i) {
-    const int64_t key = keys.begin + numbers[i];
+    const int64_t key = numbers[i];
     while (j + 1 < std::ssize(r.coded) && key >= r.coded[j + 1].first_key) ++j;
     const Segment& segment = *r.coded[j].segment;
     const uint16_t member = segment.head(kv_head).members[key - r.coded[j].first_key];
@@ -34,13 +34,12 @@ void ReadKeys(Step& step, int request, int kv_head, int part, size_t begin, size
 // Every key of the part.
 size_t ListAll(Step& step, int request, int kv_head, int part) {
   const RequestPlan& r = step.requests[request];
-  const Share keys = PartKeys(step, r, part);
-  uint32_t* numbers = Numbers(step, r, kv_head) + keys.begin;
+  uint32_t* numbers = Numbers(step, r, kv_head) + PartKeys(step, r, part).begin;
   size_t count = 0;
   const Share segments = step.Part(r, part);
   for (int64_t j = segments.begin; j < segments.end; ++j) {
     for (int64_t i = 0; i < r.coded[j].tokens; ++i)
-      numbers[count++] = static_cast<uint32_t>(r.coded[j].first_key - keys.begin + i);
+      numbers[count++] = static_cast<uint32_t>(r.coded[j].first_key + i);
   }
   return count;
 }
@@ -51,11 +50,10 @@ void ReadRange(Step& step, int request, int kv_head, int part, const float* low,
   const RequestPlan& r = step.requests[request];
   const Share keys = PartKeys(step, r, part);
   uint32_t& count = step.Counts(request, kv_head)[part];
-  const size_t added = cpu::SelectKeys(Keys(step, r, kv_head * step.group()) + keys.begin,
-                                       static_cast<size_t>(r.keys), step.group(), low, high,
-                                       static_cast<size_t>(keys.end - keys.begin),
-                                       Read(step, r, kv_head) + keys.begin / kKeyUnit,
-                                       Numbers(step, r, kv_head) + keys.begin + count);
+  const size_t added = cpu::SelectKeys(
+      Keys(step, r, kv_head * step.group()), static_cast<size_t>(r.keys), step.group(), low, high,
+      Blocks(step, r, kv_head) + keys.begin / kCodeBlock, BlockCount(step, request, kv_head, part),
+      Read(step, r, kv_head), Numbers(step, r, kv_head) + keys.begin + count);
   ReadKeys(step, request, kv_head, part, count, count + added);
   count += static_cast<uint32_t>(added);
 }
@@ -68,7 +66,7 @@ CodedStep::PartMass SumPart(Step& step, int request, int kv_head, int part, int 
   const int q_head = kv_head * step.group() + g;
   CodedStep::PartMass sum = {};
   sum.rows = static_cast<int64_t>(
-      cpu::SumRange(Keys(step, r, q_head) + keys.begin, Numbers(step, r, kv_head) + keys.begin,
+      cpu::SumRange(Keys(step, r, q_head), Numbers(step, r, kv_head) + keys.begin,
                     Logits(step, r, q_head) + keys.begin, step.Counts(request, kv_head)[part], low,
                     high, HeadOf(step, request, q_head).reference, &sum.exact, &sum.estimated));
   return sum;
@@ -118,8 +116,7 @@ bool Extend(Step& step, int request, int kv_head) {
     const double ratio =
         head.estimated > 0 ? std::clamp((head.exact - head.fixed) / head.estimated, 0.5, 1.0) : 1;
     const double more = EstimatedMassFor(step.options, head.exact, unread, ratio);
-    const cpu::MassBins& bins = step.coded.bins[PartSlot(step, request, kv_head, 0, g)];
-    const Threshold threshold = FindThreshold(bins, head.floor, head.estimated + more);
+    const Threshold threshold = ThresholdFor(step, request, kv_head, g, head.estimated + more);
     if (threshold.key >= head.threshold) continue;  // rounding: there is nothing in between
     low[g] = threshold.key;
     high[g] = head.threshold;
@@ -150,8 +147,7 @@ double OwnLse(Step& step, int request, int kv_head, int q_head) {
     const float* logits = Logits(step, r, q_head) + keys.begin;
     const uint32_t* numbers = Numbers(step, r, kv_head) + keys.begin;
     for (uint32_t i = 0; i < step.Counts(request, kv_head)[part]; ++i) {
-      if (everything || Keys(step, r, q_head)[keys.begin + numbers[i]] >= head.threshold)
-        mass.Add(logits[i], 1);
+      if (everything || Keys(step, r, q_head)[numbers[i]] >= head.threshold) mass.Add(logits[i], 1);
     }
   }
   return mass.max + std::log(mass.sum);

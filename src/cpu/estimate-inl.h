@@ -31,6 +31,24 @@ HWY_INLINE hn::Vec<D> LoadByteFloats(D d, const uint8_t* HWY_RESTRICT bytes) {
   return hn::Mul(hn::BitCast(d, bits), hn::Set(d, kByteFloatUnit));
 }
 
+// exp(x) for estimates: within 1e-6 of it for x in [-87, kLargestExponent], 1e-38 below. A third of
+// the work of an exact one.
+template <class D>
+HWY_INLINE hn::Vec<D> EstimateExp(D d, hn::Vec<D> x) {
+  const hn::RebindToSigned<D> di;
+  const auto power = hn::Mul(hn::Max(x, hn::Set(d, -87.0f)), hn::Set(d, 1.44269504f));
+  const auto whole = hn::Round(power);
+  const auto f = hn::Sub(power, whole);
+  // 2^f, |f| <= 1 / 2: Taylor's series; the next term is below 2e-6.
+  auto p = hn::MulAdd(f, hn::Set(d, 1.3333558e-3f), hn::Set(d, 9.6181291e-3f));
+  p = hn::MulAdd(p, f, hn::Set(d, 5.5504109e-2f));
+  p = hn::MulAdd(p, f, hn::Set(d, 2.4022651e-1f));
+  p = hn::MulAdd(p, f, hn::Set(d, 6.9314718e-1f));
+  p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
+  const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, whole));
+  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
+}
+
 template <class D>
 HWY_INLINE hn::Vec<D> LoadHalves(D d, const uint16_t* HWY_RESTRICT halves) {
   const hn::Rebind<hwy::float16_t, D> dh;
@@ -42,6 +60,26 @@ HWY_INLINE hn::Vec<D> LoadSignedBytes(D d, const int8_t* HWY_RESTRICT bytes) {
   const hn::Rebind<int8_t, D> di8;
   const hn::RebindToSigned<D> di;
   return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(di8, bytes)));
+}
+
+// Calls f(std::integral_constant<int, n>, g) for the heads in sets of up to four, n from head g on.
+template <class F>
+HWY_INLINE void ForHeads(int heads, const F& f) {
+  for (int g = 0; g < heads; g += 4) {
+    switch (heads - g) {
+      case 1:
+        f(std::integral_constant<int, 1>(), g);
+        break;
+      case 2:
+        f(std::integral_constant<int, 2>(), g);
+        break;
+      case 3:
+        f(std::integral_constant<int, 3>(), g);
+        break;
+      default:
+        f(std::integral_constant<int, 4>(), g);
+    }
+  }
 }
 
 template <int kHeads>
@@ -77,25 +115,10 @@ HWY_ATTR void ScoreByteCentroids(const QueryHeads& query, int dim, const int8_t*
                                  size_t score_stride) {
   const auto width = static_cast<size_t>(dim);
   const auto columns = static_cast<size_t>(padded);
-  const auto run = [&](auto heads, int g) HWY_ATTR {
+  ForHeads(query.heads, [&](auto heads, int g) HWY_ATTR {
     ScoreByteColumns<decltype(heads)::value>(query, g, width, centroids, centroid_scales, columns,
                                              scores, score_stride);
-  };
-  for (int g = 0; g < query.heads; g += 4) {
-    switch (query.heads - g) {
-      case 1:
-        run(std::integral_constant<int, 1>(), g);
-        break;
-      case 2:
-        run(std::integral_constant<int, 2>(), g);
-        break;
-      case 3:
-        run(std::integral_constant<int, 3>(), g);
-        break;
-      default:
-        run(std::integral_constant<int, 4>(), g);
-    }
-  }
+  });
 }
 
 // softcap * tanh(x / softcap); x where there is no cap.
@@ -151,42 +174,99 @@ HWY_ATTR float SumUpTo(const float* x, size_t n, float limit) {
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
-HWY_ATTR void UnreadWeights(const float* keys, const uint8_t* scales, size_t n, float half_variance,
-                            const uint64_t* read, float* weights) {
+// Bits [i, i + 16) of a bitmap.
+HWY_INLINE uint32_t BitsAt(const uint64_t* HWY_RESTRICT bits, size_t i) {
+  const uint64_t low = bits[i / 64] >> (i % 64);
+  return static_cast<uint32_t>(i % 64 > 48 ? low | bits[i / 64 + 1] << (64 - i % 64) : low) &
+         0xFFFF;
+}
+
+template <int kHeads>
+HWY_INLINE void UnreadMassesOf(const UnreadKeys& unread, const float* half_variances,
+                               float* HWY_RESTRICT masses, size_t mass_stride) {
   const hn::CappedTag<float, kCodeBlock> d;
   const hn::RebindToUnsigned<decltype(d)> du;
+  using V = hn::Vec<decltype(d)>;
   const size_t lanes = hn::Lanes(d);
   HWY_ALIGN uint32_t bit[kCodeBlock];
-  for (size_t i = 0; i < lanes; ++i) bit[i] = 1u << i;
+  for (size_t i = 0; i < kCodeBlock; ++i) bit[i] = 1u << i;
   const auto lane_bit = hn::Load(du, bit);
-  for (size_t i = 0; i < n; i += lanes) {
-    const auto t = LoadByteFloats(d, scales + i);
-    const auto v = hn::Min(hn::Mul(hn::Mul(t, t), hn::Set(d, half_variance)),
-                           hn::Set(d, kLargestHalfVariance));
-    const auto l = hn::Min(hn::Sub(hn::LoadU(d, keys + i), v), hn::Set(d, kLargestExponent));
-    const auto was_read = hn::Set(du, static_cast<uint32_t>(read[i / 64] >> (i % 64)));
-    const auto unread = hn::Eq(hn::And(was_read, lane_bit), hn::Zero(du));
-    hn::StoreU(hn::IfThenElseZero(hn::RebindMask(d, unread), hn::Exp(d, l)), d, weights + i);
+  const V most = hn::Set(d, kLargestExponent);
+  for (int c = 0; c < unread.clusters; ++c) {
+    if (unread.kept[c] == 0) {
+      for (int g = 0; g < kHeads; ++g) masses[g * mass_stride + c] = 0;
+      continue;
+    }
+    V sum[kHeads];
+    for (int g = 0; g < kHeads; ++g) sum[g] = hn::Zero(d);
+    const size_t end = unread.starts[c + 1];
+    for (size_t i = unread.starts[c]; i < end; i += lanes) {
+      // Members that were read do not count, nor does what follows the last one.
+      uint32_t out = BitsAt(unread.read, i);
+      if (end - i < lanes) out |= ~0u << (end - i);
+      const auto counts = hn::Eq(hn::And(hn::Set(du, out), lane_bit), hn::Zero(du));
+      const V t = LoadByteFloats(d, unread.scales + i);
+      const V square = hn::Mul(t, t);
+      for (int g = 0; g < kHeads; ++g) {
+        const V half = hn::Min(hn::Mul(square, hn::Set(d, half_variances[g])),
+                               hn::Set(d, kLargestHalfVariance));
+        const V l = hn::Sub(hn::LoadU(d, unread.keys + g * unread.key_stride + i), half);
+        const V e = EstimateExp(d, hn::Min(l, most));
+        sum[g] = hn::Add(sum[g], hn::IfThenElseZero(hn::RebindMask(d, counts), e));
+      }
+    }
+    for (int g = 0; g < kHeads; ++g)
+      masses[g * mass_stride + c] = hn::GetLane(hn::SumOfLanes(d, sum[g]));
   }
 }
 
-HWY_ATTR void AddMeans(const float* weights, const int8_t* means, const uint16_t* mean_scales,
-                       size_t n, int dim, float* state) {
-  const auto width = static_cast<size_t>(dim);
-  const hn::CappedTag<float, 8> d;  // dims are multiples of 8
-  float sum = 0;
-  for (size_t c = 0; c < n; ++c) {
-    if (weights[c] == 0) continue;
-    sum += weights[c];
-    const float scale = hn::GetLane(LoadHalves(hn::CappedTag<float, 1>(), mean_scales + c));
-    const auto w = hn::Set(d, weights[c] * scale);
-    const int8_t* mean = means + c * width;
-    for (size_t x = 0; x < width; x += hn::Lanes(d)) {
-      hn::StoreU(hn::MulAdd(w, LoadSignedBytes(d, mean + x), hn::LoadU(d, state + x)), d,
-                 state + x);
+HWY_ATTR void UnreadMasses(const UnreadKeys& unread, int heads, const float* half_variances,
+                           float* masses, size_t mass_stride) {
+  ForHeads(heads, [&](auto count, int g) HWY_ATTR {
+    UnreadKeys of = unread;
+    of.keys += g * unread.key_stride;
+    UnreadMassesOf<decltype(count)::value>(of, half_variances + g, masses + g * mass_stride,
+                                           mass_stride);
+  });
+}
+
+template <int kHeads, class D>
+HWY_INLINE void AddMeanColumns(D d, const float* HWY_RESTRICT weights, size_t weight_stride,
+                               const int8_t* HWY_RESTRICT means,
+                               const uint16_t* HWY_RESTRICT mean_scales, size_t n, size_t dim,
+                               float* HWY_RESTRICT states, size_t state_stride) {
+  using V = hn::Vec<D>;
+  for (size_t x = 0; x < dim; x += hn::Lanes(d)) {
+    V sum[kHeads];
+    for (int g = 0; g < kHeads; ++g) sum[g] = hn::LoadU(d, states + g * state_stride + x);
+    for (size_t c = 0; c < n; ++c) {
+      float any = 0;
+      for (int g = 0; g < kHeads; ++g) any += weights[g * weight_stride + c];
+      if (any == 0) continue;
+      const float scale = hn::GetLane(LoadHalves(hn::CappedTag<float, 1>(), mean_scales + c));
+      const V mean = LoadSignedBytes(d, means + c * dim + x);
+      for (int g = 0; g < kHeads; ++g)
+        sum[g] = hn::MulAdd(mean, hn::Set(d, weights[g * weight_stride + c] * scale), sum[g]);
     }
+    for (int g = 0; g < kHeads; ++g) hn::StoreU(sum[g], d, states + g * state_stride + x);
   }
-  StateSum(state, dim) += sum;
+}
+
+HWY_ATTR void AddMeans(const float* weights, size_t weight_stride, int heads, const int8_t* means,
+                       const uint16_t* mean_scales, size_t n, int dim, float* states,
+                       size_t state_stride) {
+  WithTag(dim, [&](auto d) HWY_ATTR {
+    ForHeads(heads, [&](auto count, int g) HWY_ATTR {
+      AddMeanColumns<decltype(count)::value>(d, weights + g * weight_stride, weight_stride, means,
+                                             mean_scales, n, static_cast<size_t>(dim),
+                                             states + g * state_stride, state_stride);
+    });
+  });
+  for (int g = 0; g < heads; ++g) {
+    float sum = 0;
+    for (size_t c = 0; c < n; ++c) sum += weights[g * weight_stride + c];
+    StateSum(states + g * state_stride, dim) += sum;
+  }
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

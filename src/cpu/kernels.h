@@ -67,8 +67,8 @@ void ScoreByteCentroids(const QueryHeads& query, int dim, const int8_t* centroid
 
 // What is known of clusters beside their scores; all [padded].
 struct ClusterFacts {
-  const uint8_t* spreads;  // [runs + 1][padded], Codes::spreads
-  const float* log_sizes;  // log of the number of members; -inf for an empty slot
+  const uint8_t* spreads;  // [kRuns + 1][padded], Codes::spreads
+  const float* log_sizes;  // log of the number of members; -inf: a slot that does not count
   int padded;
 };
 
@@ -105,43 +105,64 @@ inline constexpr float kLargestHalfVariance = 20.0f;
 // Exponents are cut here, so that sums over any context stay finite.
 inline constexpr float kLargestExponent = 70.0f;
 
-// keys[h * key_stride + i], which hold the scores of the keys' centroids for the members of the
-// blocks listed and -inf for keys of skipped clusters, become l + v / 2 - reference; sums[h] += the
-// sum of their exponentials. `heads` <= 32 queries.
-void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
-               const uint16_t* blocks, size_t num_blocks, float* keys, size_t key_stride,
-               float* sums);
-
-// A histogram of keys: bin b holds those in [low + b / kBinsPerLogit, ...), the last one all above.
+// A histogram of keys: bin b holds those in [floor + b / kBinsPerLogit, ...), the last one all
+// above.
 inline constexpr int kMassBins = 512;
 inline constexpr float kBinsPerLogit = 16.0f;
 struct MassBins {
   float mass[kMassBins];
   uint32_t count[kMassBins];
 };
-// Adds the keys in [0, n) that are at least `low`: exp(key) and 1. n is a multiple of kCodeBlock.
-void AddToBins(const float* keys, size_t n, float low, MassBins* bins);
 
-// Appends to `out` the numbers i in [0, n) for which keys[h * key_stride + i] lies in [low[h],
-// high[h]) for some head h and whose bit in `read` is not set, sets it, and returns how many. n is
-// a multiple of kCodeBlock; `read` has n bits, rounded up to 64.
+// keys[i] = scores[c] for the members i of cluster c in [starts[c], starts[c + 1]), -inf where
+// kept[c] is 0 and from the last one to `padded`. kCodeBlock more keys must be writable.
+void FillKeys(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
+              size_t padded, float* keys);
+
+// The blocks with numbers blocks[0, n), of which `first` is the first one of `codes`. Of each key i
+// in them, keys[h * key_stride + i], which holds the score of its centroid or -inf where that is
+// skipped, becomes l + v / 2 - reference. sums[h] += exp of it; it is added to bins[h] when it is
+// at least floor. `heads` <= 32 queries.
+void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
+               const uint32_t* blocks, size_t n, uint32_t first, float* keys, size_t key_stride,
+               float* sums);
+
+// Adds the keys in the blocks listed that are at least `floor` to the bins.
+void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor, MassBins* bins);
+
+// Appends to `out` the numbers i of the keys in the blocks listed for which keys[h * key_stride +
+// i] lies in [low[h], high[h]) for some head h and whose bit in `read` is not set, sets it, and
+// returns how many.
 size_t SelectKeys(const float* keys, size_t key_stride, int heads, const float* low,
-                  const float* high, size_t n, uint64_t* read, uint32_t* out);
+                  const float* high, const uint32_t* blocks, size_t n, uint64_t* read,
+                  uint32_t* out);
 
 // Over rows i in [0, n) with key keys[numbers[i]] in [low, high): *exact += sum of exp(logits[i] -
 // reference), *estimated += sum of exp(key). Returns how many there are.
 size_t SumRange(const float* keys, const uint32_t* numbers, const float* logits, size_t n,
                 float low, float high, float reference, double* exact, double* estimated);
 
-// weights[i] = exp(l) of key i in [0, n), l = key - v / 2, or 0 where its bit in `read` is set. n
-// is a multiple of kCodeBlock.
-void UnreadWeights(const float* keys, const uint8_t* scales, size_t n, float half_variance,
-                   const uint64_t* read, float* weights);
+// masses[h * mass_stride + c] = sum of exp(l) over the members of cluster c whose bit in `read` is
+// not set, l = key - v / 2; 0 where kept[c] is 0. Members of cluster c are keys starts[c] ..
+// starts[c
+// + 1]. keys and scales must be readable to the end of the last block.
+struct UnreadKeys {
+  const float* keys;
+  size_t key_stride;
+  const uint8_t* scales;
+  const uint64_t* read;
+  const uint32_t* starts;
+  const uint8_t* kept;
+  int clusters;
+};
+void UnreadMasses(const UnreadKeys& unread, int heads, const float* half_variances, float* masses,
+                  size_t mass_stride);
 
-// state += sum over c of weights[c] * means[c], relative to the state's maximum, which is already
-// that of the weights. means: [n][dim], each in units of its f16 scale.
-void AddMeans(const float* weights, const int8_t* means, const uint16_t* mean_scales, size_t n,
-              int dim, float* state);
+// For each head, state += sum over c of weights[h * weight_stride + c] * means[c], relative to the
+// state's maximum, which is already that of the weights. means: [n][dim], each in units of its f16
+// scale.
+void AddMeans(const float* weights, size_t weight_stride, int heads, const int8_t* means,
+              const uint16_t* mean_scales, size_t n, int dim, float* states, size_t state_stride);
 
 // As AttendRows, with the logits of the keys at hand: logits[h * logit_stride + i].
 void AttendScored(const float* logits, size_t logit_stride, int heads, const HeadRows& values,

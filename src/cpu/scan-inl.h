@@ -11,12 +11,23 @@
 #include <cstring>
 #include <limits>
 
+#include "hwy/cache_control.h"
 #include "src/cpu/estimate-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tactic::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+
+// One bit for each lane, at most 16.
+template <class D>
+HWY_INLINE uint32_t MaskBits(D d, hn::Mask<D> mask) {
+  uint8_t bytes[8] = {};
+  hn::StoreMaskBits(d, mask, bytes);
+  uint16_t bits;
+  std::memcpy(&bits, bytes, sizeof(bits));
+  return bits;
+}
 
 #if HWY_TARGET == HWY_SCALAR
 // Without vectors: key by key, straight from the layout.
@@ -39,29 +50,29 @@ HWY_INLINE int StoredLevel(const uint8_t* HWY_RESTRICT block, size_t key, size_t
 
 template <int kBits, int kHeads>
 HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, float softcap,
-                           const uint16_t* blocks, size_t num_blocks, float* keys,
+                           const uint32_t* blocks, size_t n, uint32_t first, float* keys,
                            size_t key_stride, float* sums) {
   const hn::CappedTag<float, 1> d;
   const auto dim = static_cast<size_t>(codes.dim);
-  for (size_t i = 0; i < num_blocks * kCodeBlock; ++i) {
-    const uint8_t* block = codes.planes + blocks[i / kCodeBlock] * CodeBlockBytes(codes.dim, kBits);
-    const size_t at = blocks[i / kCodeBlock] * size_t{kCodeBlock} + i % kCodeBlock;
-    const float t = ByteToFloat(codes.scales[at]);
+  for (size_t i = 0; i < n * kCodeBlock; ++i) {
+    const size_t block = blocks[i / kCodeBlock] - first;
+    const uint8_t* planes = codes.planes + block * CodeBlockBytes(codes.dim, kBits);
+    const float t = ByteToFloat(codes.scales[block * kCodeBlock + i % kCodeBlock]);
     int32_t dots[kHeads] = {};
     for (size_t x = 0; x < dim; ++x) {
       const int level =
-          StoredLevel<kBits>(block, i % kCodeBlock, x, CodeRows(codes.dim, kSmallestBits));
+          StoredLevel<kBits>(planes, i % kCodeBlock, x, CodeRows(codes.dim, kSmallestBits));
       for (int g = 0; g < kHeads; ++g)
         dots[g] += level * reinterpret_cast<const int8_t*>(queries[g].packed)[x];
     }
     for (int g = 0; g < kHeads; ++g) {
-      float& key = keys[g * key_stride + at];
+      float& key = keys[g * key_stride + blocks[i / kCodeBlock] * kCodeBlock + i % kCodeBlock];
       const float residual =
           t * (static_cast<float>(dots[g]) * queries[g].factor + queries[g].offset);
       const float logit = hn::GetLane(Capped(d, hn::Set(d, key + residual), softcap));
       key = logit - queries[g].reference +
             std::min(t * t * queries[g].half_variance, kLargestHalfVariance);
-      sums[g] += hn::GetLane(hn::Exp(d, hn::Set(d, std::min(key, kLargestExponent))));
+      sums[g] += hn::GetLane(EstimateExp(d, hn::Set(d, std::min(key, kLargestExponent))));
     }
   }
 }
@@ -201,42 +212,54 @@ HWY_INLINE void CodeDots(const LevelTables& tables, const uint8_t* const* planes
 
 template <int kBits, int kHeads>
 HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, float softcap,
-                           const uint16_t* HWY_RESTRICT blocks, size_t num_blocks,
+                           const uint32_t* HWY_RESTRICT blocks, size_t n, uint32_t first,
                            float* HWY_RESTRICT keys, size_t key_stride, float* HWY_RESTRICT sums) {
   const KeyTag d;
   // Vectors at a time: enough sums in flight to hide the latency of the dot products.
   constexpr size_t kVectors = 2;
+  // Blocks asked for ahead of use: the list has gaps, over which the hardware does not see.
+  constexpr size_t kBlocksAhead = 8;
   const size_t lanes = hn::Lanes(d);
   const size_t per_block = kCodeBlock / lanes;
   const size_t block_bytes = CodeBlockBytes(codes.dim, kBits);
   const LevelTables tables = MakeLevelTables<kBits>();
   hn::Vec<KeyTag> total[kHeads];
   for (int g = 0; g < kHeads; ++g) total[g] = hn::Zero(d);
-  const size_t units = num_blocks * per_block;
+  const size_t units = n * per_block;
   for (size_t u = 0; u < units; u += kVectors) {
     const uint8_t* planes[kVectors];
-    size_t first[kVectors];
+    const uint8_t* scales[kVectors];
+    size_t at[kVectors];
     for (size_t v = 0; v < kVectors; ++v) {
       const size_t unit = std::min(u + v, units - 1);
       const size_t part = unit % per_block * lanes;
-      first[v] = blocks[unit / per_block] * size_t{kCodeBlock} + part;
-      planes[v] = codes.planes + blocks[unit / per_block] * block_bytes + 4 * part;
+      const uint32_t block = blocks[unit / per_block];
+      at[v] = block * size_t{kCodeBlock} + part;
+      planes[v] = codes.planes + (block - first) * block_bytes + 4 * part;
+      scales[v] = codes.scales + (block - first) * size_t{kCodeBlock} + part;
+      if (part == 0 && unit / per_block + kBlocksAhead < n) {
+        const size_t ahead = blocks[unit / per_block + kBlocksAhead] - first;
+        for (size_t b = 0; b < block_bytes; b += kCodeRow)
+          hwy::Prefetch(codes.planes + ahead * block_bytes + b);
+      }
     }
     hn::Vec<DotTag> dots[kHeads][kVectors];
     CodeDots<kBits, kHeads, kVectors>(tables, planes, codes.dim, queries, dots);
     for (size_t v = 0; v < kVectors && u + v < units; ++v) {
-      const auto t = LoadByteFloats(d, codes.scales + first[v]);
+      const auto t = LoadByteFloats(d, scales[v]);
+      const auto square = hn::Mul(t, t);
       for (int g = 0; g < kHeads; ++g) {
-        float* key = keys + g * key_stride + first[v];
+        float* key = keys + g * key_stride + at[v];
         const auto residual =
             hn::Mul(t, hn::MulAdd(hn::ConvertTo(d, dots[g][v]), hn::Set(d, queries[g].factor),
                                   hn::Set(d, queries[g].offset)));
         const auto logit = Capped(d, hn::Add(hn::LoadU(d, key), residual), softcap);
-        const auto half = hn::Min(hn::Mul(hn::Mul(t, t), hn::Set(d, queries[g].half_variance)),
+        const auto half = hn::Min(hn::Mul(square, hn::Set(d, queries[g].half_variance)),
                                   hn::Set(d, kLargestHalfVariance));
         const auto x = hn::Add(hn::Sub(logit, hn::Set(d, queries[g].reference)), half);
         hn::StoreU(x, d, key);
-        total[g] = hn::Add(total[g], hn::Exp(d, hn::Min(x, hn::Set(d, kLargestExponent))));
+        const auto mass = EstimateExp(d, hn::Min(x, hn::Set(d, kLargestExponent)));
+        total[g] = hn::Add(total[g], mass);
       }
     }
   }
@@ -244,90 +267,103 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
 }
 #endif  // HWY_SCALAR
 
+HWY_ATTR void FillKeys(const uint32_t* starts, const uint8_t* kept, int clusters,
+                       const float* scores, size_t padded, float* keys) {
+  const hn::CappedTag<float, kCodeBlock> d;
+  const size_t lanes = hn::Lanes(d);
+  const float skipped = -std::numeric_limits<float>::infinity();
+  // What is written past the end of a cluster, the next one overwrites.
+  for (int c = 0; c < clusters; ++c) {
+    const auto v = hn::Set(d, kept[c] != 0 ? scores[c] : skipped);
+    for (size_t i = starts[c]; i < starts[c + 1]; i += lanes) hn::StoreU(v, d, keys + i);
+  }
+  for (size_t i = starts[clusters]; i < padded; ++i) keys[i] = skipped;
+}
+
 HWY_ATTR void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
-                        const uint16_t* blocks, size_t num_blocks, float* keys, size_t key_stride,
-                        float* sums) {
-  const auto run = [&](auto bits, auto count, int g) HWY_ATTR {
-    ScanBlocks<decltype(bits)::value, decltype(count)::value>(codes, queries + g, softcap, blocks,
-                                                              num_blocks, keys + g * key_stride,
-                                                              key_stride, sums + g);
-  };
-  const auto with_bits = [&](auto bits) HWY_ATTR {
-    for (int g = 0; g < heads; g += 4) {
-      switch (heads - g) {
-        case 1:
-          run(bits, std::integral_constant<int, 1>(), g);
-          break;
-        case 2:
-          run(bits, std::integral_constant<int, 2>(), g);
-          break;
-        case 3:
-          run(bits, std::integral_constant<int, 3>(), g);
-          break;
-        default:
-          run(bits, std::integral_constant<int, 4>(), g);
-      }
-    }
+                        const uint32_t* blocks, size_t n, uint32_t first, float* keys,
+                        size_t key_stride, float* sums) {
+  const auto scan = [&](auto bits) HWY_ATTR {
+    ForHeads(heads, [&](auto count, int g) HWY_ATTR {
+      ScanBlocks<decltype(bits)::value, decltype(count)::value>(codes, queries + g, softcap, blocks,
+                                                                n, first, keys + g * key_stride,
+                                                                key_stride, sums + g);
+    });
   };
   switch (codes.bits) {
     case 2:
-      return with_bits(std::integral_constant<int, 2>());
+      return scan(std::integral_constant<int, 2>());
     case 3:
-      return with_bits(std::integral_constant<int, 3>());
+      return scan(std::integral_constant<int, 3>());
     default:
-      return with_bits(std::integral_constant<int, 4>());
+      return scan(std::integral_constant<int, 4>());
   }
 }
 
-HWY_ATTR void AddToBins(const float* keys, size_t n, float low, MassBins* bins) {
+HWY_ATTR void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor,
+                        MassBins* bins) {
   const hn::CappedTag<float, kCodeBlock> d;
+  const hn::RebindToSigned<decltype(d)> di;
   const size_t lanes = hn::Lanes(d);
-  HWY_ALIGN float place[kCodeBlock];
+  const auto vfloor = hn::Set(d, floor);
+  const auto last = hn::Set(d, kMassBins - 1.0f);
+  constexpr size_t kBlocks = 64;  // at a time, so that the keys that count stay in L1
+  HWY_ALIGN float found[kBlocks * kCodeBlock + kCodeBlock];
   HWY_ALIGN float mass[kCodeBlock];
-  const auto vlow = hn::Set(d, low);
-  for (size_t i = 0; i < n; i += lanes) {
-    const auto key = hn::LoadU(d, keys + i);
-    const auto above = hn::Ge(key, vlow);
-    if (hn::AllFalse(d, above)) continue;
-    hn::Store(hn::Mul(hn::Sub(key, vlow), hn::Set(d, kBinsPerLogit)), d, place);
-    hn::Store(hn::Exp(d, hn::Min(key, hn::Set(d, kLargestExponent))), d, mass);
-    uint8_t bits[8] = {};
-    hn::StoreMaskBits(d, above, bits);
-    uint32_t left;
-    std::memcpy(&left, bits, sizeof(left));
-    for (; left != 0; left &= left - 1) {
-      const int lane = std::countr_zero(left);
-      const int bin = static_cast<int>(std::min(place[lane], kMassBins - 1.0f));
-      bins->mass[bin] += mass[lane];
-      ++bins->count[bin];
+  HWY_ALIGN int32_t bin[kCodeBlock];
+  for (size_t begin = 0; begin < n; begin += kBlocks) {
+    // First collect them, without a branch for each vector; then count them one by one.
+    size_t count = 0;
+    for (size_t b = begin; b < std::min(n, begin + kBlocks); ++b) {
+      for (size_t i = 0; i < kCodeBlock; i += lanes) {
+        const auto key = hn::LoadU(d, keys + blocks[b] * size_t{kCodeBlock} + i);
+        count += hn::CompressStore(key, hn::Ge(key, vfloor), d, found + count);
+      }
+    }
+    for (size_t i = 0; i < count; i += lanes) {
+      const auto key = hn::LoadU(d, found + i);
+      hn::Store(EstimateExp(d, hn::Min(key, hn::Set(d, kLargestExponent))), d, mass);
+      const auto place = hn::Mul(hn::Sub(key, vfloor), hn::Set(d, kBinsPerLogit));
+      hn::Store(hn::ConvertTo(di, hn::Min(place, last)), di, bin);
+      for (size_t k = 0; k < std::min(lanes, count - i); ++k) {
+        bins->mass[bin[k]] += mass[k];
+        ++bins->count[bin[k]];
+      }
     }
   }
 }
 
 HWY_ATTR size_t SelectKeys(const float* keys, size_t key_stride, int heads, const float* low,
-                           const float* high, size_t n, uint64_t* read, uint32_t* out) {
+                           const float* high, const uint32_t* blocks, size_t n, uint64_t* read,
+                           uint32_t* out) {
   const hn::CappedTag<float, kCodeBlock> d;
+  const hn::RebindToUnsigned<decltype(d)> du;
   const size_t lanes = hn::Lanes(d);
   size_t count = 0;
-  for (size_t begin = 0; begin < n; begin += 64) {
-    uint64_t found = 0;
-    for (size_t i = begin; i < std::min(begin + 64, n); i += lanes) {
+  for (size_t b = 0; b < n; ++b) {
+    const size_t begin = blocks[b] * size_t{kCodeBlock};
+    uint32_t found = 0;
+    for (size_t i = 0; i < kCodeBlock; i += lanes) {
       auto any = hn::Lt(hn::Zero(d), hn::Zero(d));
       for (int g = 0; g < heads; ++g) {
-        const auto key = hn::LoadU(d, keys + g * key_stride + i);
+        const auto key = hn::LoadU(d, keys + g * key_stride + begin + i);
         any =
             hn::Or(any, hn::And(hn::Ge(key, hn::Set(d, low[g])), hn::Lt(key, hn::Set(d, high[g]))));
       }
-      uint8_t bits[8] = {};
-      hn::StoreMaskBits(d, any, bits);
-      uint32_t mask;
-      std::memcpy(&mask, bits, sizeof(mask));
-      found |= static_cast<uint64_t>(mask) << (i - begin);
+      found |= MaskBits(d, any) << i;
     }
-    found &= ~read[begin / 64];
-    read[begin / 64] |= found;
-    for (; found != 0; found &= found - 1)
-      out[count++] = static_cast<uint32_t>(begin) + static_cast<uint32_t>(std::countr_zero(found));
+    if (found == 0) continue;
+    uint64_t& word = read[begin / 64];
+    found &= ~static_cast<uint32_t>(word >> (begin % 64));
+    word |= static_cast<uint64_t>(found) << (begin % 64);
+    for (size_t i = 0; i < kCodeBlock; i += lanes) {
+      const uint32_t bits = found >> i;
+      uint8_t bytes[8] = {};
+      std::memcpy(bytes, &bits, sizeof(bits));
+      const auto mask = hn::LoadMaskBits(du, bytes);
+      const auto number = hn::Iota(du, static_cast<uint32_t>(begin + i));
+      count += hn::CompressBlendedStore(number, mask, du, out + count);
+    }
   }
   return count;
 }
@@ -345,9 +381,9 @@ HWY_ATTR size_t SumRange(const float* keys, const uint32_t* numbers, const float
     const auto in = hn::And(hn::Ge(key, hn::Set(d, low)), hn::Lt(key, hn::Set(d, high)));
     if (hn::AllFalse(d, in)) return;
     count += hn::CountTrue(d, in);
-    const auto e = hn::Exp(d, hn::Min(hn::Sub(logit, hn::Set(d, reference)), most));
+    const auto e = EstimateExp(d, hn::Min(hn::Sub(logit, hn::Set(d, reference)), most));
     read = hn::Add(read, hn::IfThenElseZero(in, e));
-    guessed = hn::Add(guessed, hn::IfThenElseZero(in, hn::Exp(d, hn::Min(key, most))));
+    guessed = hn::Add(guessed, hn::IfThenElseZero(in, EstimateExp(d, hn::Min(key, most))));
   };
   size_t i = 0;
   for (; i + lanes <= n; i += lanes) {

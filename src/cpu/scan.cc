@@ -12,11 +12,12 @@ namespace tactic::cpu {
 HWY_EXPORT(ScoreByteCentroids);
 HWY_EXPORT(EstimateClusters);
 HWY_EXPORT(SumUpTo);
+HWY_EXPORT(FillKeys);
 HWY_EXPORT(ScanCodes);
 HWY_EXPORT(AddToBins);
 HWY_EXPORT(SelectKeys);
 HWY_EXPORT(SumRange);
-HWY_EXPORT(UnreadWeights);
+HWY_EXPORT(UnreadMasses);
 HWY_EXPORT(AddMeans);
 
 void ScoreByteCentroids(const QueryHeads& query, int dim, const int8_t* centroids,
@@ -36,20 +37,26 @@ float SumUpTo(const float* x, size_t n, float limit) {
   return HWY_DYNAMIC_DISPATCH(SumUpTo)(x, n, limit);
 }
 
-void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
-               const uint16_t* blocks, size_t num_blocks, float* keys, size_t key_stride,
-               float* sums) {
-  HWY_DYNAMIC_DISPATCH(ScanCodes)
-  (codes, queries, heads, softcap, blocks, num_blocks, keys, key_stride, sums);
+void FillKeys(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
+              size_t padded, float* keys) {
+  HWY_DYNAMIC_DISPATCH(FillKeys)(starts, kept, clusters, scores, padded, keys);
 }
 
-void AddToBins(const float* keys, size_t n, float low, MassBins* bins) {
-  HWY_DYNAMIC_DISPATCH(AddToBins)(keys, n, low, bins);
+void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
+               const uint32_t* blocks, size_t n, uint32_t first, float* keys, size_t key_stride,
+               float* sums) {
+  HWY_DYNAMIC_DISPATCH(ScanCodes)
+  (codes, queries, heads, softcap, blocks, n, first, keys, key_stride, sums);
+}
+
+void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor, MassBins* bins) {
+  HWY_DYNAMIC_DISPATCH(AddToBins)(keys, blocks, n, floor, bins);
 }
 
 size_t SelectKeys(const float* keys, size_t key_stride, int heads, const float* low,
-                  const float* high, size_t n, uint64_t* read, uint32_t* out) {
-  return HWY_DYNAMIC_DISPATCH(SelectKeys)(keys, key_stride, heads, low, high, n, read, out);
+                  const float* high, const uint32_t* blocks, size_t n, uint64_t* read,
+                  uint32_t* out) {
+  return HWY_DYNAMIC_DISPATCH(SelectKeys)(keys, key_stride, heads, low, high, blocks, n, read, out);
 }
 
 size_t SumRange(const float* keys, const uint32_t* numbers, const float* logits, size_t n,
@@ -58,14 +65,15 @@ size_t SumRange(const float* keys, const uint32_t* numbers, const float* logits,
                                         estimated);
 }
 
-void UnreadWeights(const float* keys, const uint8_t* scales, size_t n, float half_variance,
-                   const uint64_t* read, float* weights) {
-  HWY_DYNAMIC_DISPATCH(UnreadWeights)(keys, scales, n, half_variance, read, weights);
+void UnreadMasses(const UnreadKeys& unread, int heads, const float* half_variances, float* masses,
+                  size_t mass_stride) {
+  HWY_DYNAMIC_DISPATCH(UnreadMasses)(unread, heads, half_variances, masses, mass_stride);
 }
 
-void AddMeans(const float* weights, const int8_t* means, const uint16_t* mean_scales, size_t n,
-              int dim, float* state) {
-  HWY_DYNAMIC_DISPATCH(AddMeans)(weights, means, mean_scales, n, dim, state);
+void AddMeans(const float* weights, size_t weight_stride, int heads, const int8_t* means,
+              const uint16_t* mean_scales, size_t n, int dim, float* states, size_t state_stride) {
+  HWY_DYNAMIC_DISPATCH(AddMeans)
+  (weights, weight_stride, heads, means, mean_scales, n, dim, states, state_stride);
 }
 
 }  // namespace tactic::cpu
