@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The quality table: what every policy reads of two books, and what that does to attention, one JSON
-# file per model and depth in bench/results. Traces are kept in build/traces (4 GB) and made only
-# where they are missing, which takes as long as reading the books: an hour and a half on two cores.
+# file per model and depth in bench/results. Traces are kept in build/traces (3 GB) and made only
+# where they are missing, which takes as long as reading the books: most of an hour on two cores.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 tactic=build/release/apps/tactic/tactic
 traces=build/traces
 texts=(moby_dick pride_and_prejudice)
-# The last but one is the literal paper.
+# The third is the literal paper.
 policies=dense,paper,paper:segment-size=0:sinks=0:recent=0,tactic
 mkdir -p "$traces"
 

@@ -193,7 +193,7 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   int64_t most_clusters = 0;
   int64_t most_tokens = 0;
   // Units per thread: enough for an even split of what differs between KV heads and segments.
-  const int64_t units = 4 * threads;
+  const int64_t units = (options.mode == Mode::kTactic ? 8 : 4) * threads;
   for (const DecodeRequest& request : requests) {
     RequestPlan r;
     r.request = request;

@@ -28,12 +28,14 @@ inline double EstimatedMassFor(const Options& options, double exact, double unre
 }
 
 struct Threshold {
-  float key = kNoKey;  // this and all above
-  double rows = 0;     // about so many
+  float key = kNoKey;   // this and all above
+  double rows = 0;      // about so many
+  float edge = kNoKey;  // the lower end of the bin that `key` is in
 };
 
 // The key above which the bins hold `need`. Within a bin keys are taken to be spread evenly: what
-// that misses is found when the choice is verified.
+// that misses is found when the choice is verified. Of a bin with few keys all are taken: one of
+// them may be most of what there is.
 inline Threshold FindThreshold(const cpu::MassBins& bins, float floor, double need) {
   if (!(need > 0)) return {};
   double mass = 0;
@@ -45,11 +47,13 @@ inline Threshold FindThreshold(const cpu::MassBins& bins, float floor, double ne
       continue;
     }
     // The last bin has no upper end.
-    const double share = b + 1 == cpu::kMassBins ? 1 : (need - mass) / bins.mass[b];
+    constexpr uint32_t kFewKeys = 8;
+    const bool all = b + 1 == cpu::kMassBins || bins.count[b] <= kFewKeys;
+    const double share = all ? 1 : (need - mass) / bins.mass[b];
     return {floor + static_cast<float>((b + 1 - share) / cpu::kBinsPerLogit),
-            rows + share * bins.count[b]};
+            rows + share * bins.count[b], floor + static_cast<float>(b) / cpu::kBinsPerLogit};
   }
-  return {kEveryKey, rows};
+  return {kEveryKey, rows, kEveryKey};
 }
 
 }  // namespace tactic

@@ -116,7 +116,9 @@ bool Extend(Step& step, int request, int kv_head) {
     const double ratio =
         head.estimated > 0 ? std::clamp((head.exact - head.fixed) / head.estimated, 0.5, 1.0) : 1;
     const double more = EstimatedMassFor(step.options, head.exact, unread, ratio);
-    const Threshold threshold = ThresholdFor(step, request, kv_head, g, head.estimated + more);
+    Threshold threshold = ThresholdFor(step, request, kv_head, g, head.estimated + more);
+    // The bin's keys lie lower than if they were spread evenly: all of them.
+    if (threshold.key >= head.threshold) threshold.key = threshold.edge;
     if (threshold.key >= head.threshold) continue;  // rounding: there is nothing in between
     low[g] = threshold.key;
     high[g] = head.threshold;

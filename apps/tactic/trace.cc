@@ -6,14 +6,13 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <charconv>
 #include <filesystem>
-#include <set>
 
 #include "arguments.h"
 #include "atomic_file.h"
 #include "defaults.h"
 #include "interrupt.h"
+#include "layer_list.h"
 #include "memory.h"
 #include "report.h"
 #include "sampler.h"
@@ -38,38 +37,6 @@ struct TraceArgs {
   std::string output;
   std::string json;
 };
-
-// "0,3,5-9" as 0, 3, 5, 6, 7, 8, 9; "all" as nothing.
-Status ParseLayers(const std::string& text, int model_layers, std::vector<int>* layers) {
-  if (text == "all") return Status::Ok();
-  const auto bad = [&] {
-    return Status::InvalidArgument(fmt::format(
-        "--layers is '{}', expected all or numbers and ranges from 0 to {}, e.g. 0,3,5-9", text,
-        model_layers - 1));
-  };
-  std::set<int> unique;
-  const char* at = text.data();
-  const char* const end = at + text.size();
-  const auto number = [&](int* value) {
-    const auto [next, error] = std::from_chars(at, end, *value);
-    at = next;
-    return error == std::errc() && *value >= 0 && *value < model_layers;
-  };
-  while (true) {
-    int first = 0;
-    if (!number(&first)) return bad();
-    int last = first;
-    if (at != end && *at == '-') {
-      ++at;
-      if (!number(&last) || last < first) return bad();
-    }
-    for (int layer = first; layer <= last; ++layer) unique.insert(layer);
-    if (at == end) break;
-    if (*at++ != ',') return bad();
-  }
-  layers->assign(unique.begin(), unique.end());
-  return Status::Ok();
-}
 
 class Trace {
  public:

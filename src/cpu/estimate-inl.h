@@ -121,11 +121,15 @@ HWY_ATTR void ScoreByteCentroids(const QueryHeads& query, int dim, const int8_t*
   });
 }
 
-// softcap * tanh(x / softcap); x where there is no cap.
+// softcap * tanh(x / softcap); x where there is no cap. -inf, which is no logit but a key that is
+// not looked at, stays.
 template <class D>
 HWY_INLINE hn::Vec<D> Capped(D d, hn::Vec<D> x, float softcap) {
   if (softcap <= 0) return x;
-  return hn::Mul(hn::Set(d, softcap), hn::Tanh(d, hn::Mul(x, hn::Set(d, 1 / softcap))));
+  const auto capped =
+      hn::Mul(hn::Set(d, softcap), hn::Tanh(d, hn::Mul(x, hn::Set(d, 1 / softcap))));
+  const auto none = hn::Set(d, -std::numeric_limits<float>::infinity());
+  return hn::IfThenElse(hn::Eq(x, none), none, capped);
 }
 
 HWY_ATTR void EstimateClusters(const ClusterFacts& facts, const float* scores,
@@ -230,43 +234,66 @@ HWY_ATTR void UnreadMasses(const UnreadKeys& unread, int heads, const float* hal
   });
 }
 
+// Means [0, n) with numbers at[], weighted by [kHeads][n] scaled weights.
 template <int kHeads, class D>
-HWY_INLINE void AddMeanColumns(D d, const float* HWY_RESTRICT weights, size_t weight_stride,
-                               const int8_t* HWY_RESTRICT means,
-                               const uint16_t* HWY_RESTRICT mean_scales, size_t n, size_t dim,
+HWY_INLINE void AddMeanColumns(D d, const float* HWY_RESTRICT weights,
+                               const uint32_t* HWY_RESTRICT at, size_t n,
+                               const int8_t* HWY_RESTRICT means, size_t dim,
                                float* HWY_RESTRICT states, size_t state_stride) {
   using V = hn::Vec<D>;
   for (size_t x = 0; x < dim; x += hn::Lanes(d)) {
     V sum[kHeads];
     for (int g = 0; g < kHeads; ++g) sum[g] = hn::LoadU(d, states + g * state_stride + x);
     for (size_t c = 0; c < n; ++c) {
-      float any = 0;
-      for (int g = 0; g < kHeads; ++g) any += weights[g * weight_stride + c];
-      if (any == 0) continue;
-      const float scale = hn::GetLane(LoadHalves(hn::CappedTag<float, 1>(), mean_scales + c));
-      const V mean = LoadSignedBytes(d, means + c * dim + x);
+      const V mean = LoadSignedBytes(d, means + at[c] * dim + x);
       for (int g = 0; g < kHeads; ++g)
-        sum[g] = hn::MulAdd(mean, hn::Set(d, weights[g * weight_stride + c] * scale), sum[g]);
+        sum[g] = hn::MulAdd(mean, hn::Set(d, weights[g * n + c]), sum[g]);
     }
     for (int g = 0; g < kHeads; ++g) hn::StoreU(sum[g], d, states + g * state_stride + x);
+  }
+}
+
+template <int kHeads>
+HWY_INLINE void AddMeansOf(const float* HWY_RESTRICT weights, size_t weight_stride,
+                           const int8_t* HWY_RESTRICT means,
+                           const uint16_t* HWY_RESTRICT mean_scales, size_t n, int dim,
+                           float* HWY_RESTRICT states, size_t state_stride) {
+  constexpr size_t kMeans = 64;  // at a time
+  for (size_t begin = 0; begin < n; begin += kMeans) {
+    uint32_t at[kMeans];  // only those that some head gives a weight
+    size_t used = 0;
+    for (size_t c = begin; c < std::min(n, begin + kMeans); ++c) {
+      float any = 0;
+      for (int g = 0; g < kHeads; ++g) any += weights[g * weight_stride + c];
+      at[used] = static_cast<uint32_t>(c);
+      used += any != 0;
+    }
+    float scaled[kHeads * kMeans];
+    for (size_t c = 0; c < used; ++c) {
+      const float scale = hn::GetLane(LoadHalves(hn::CappedTag<float, 1>(), mean_scales + at[c]));
+      for (int g = 0; g < kHeads; ++g) {
+        scaled[g * used + c] = weights[g * weight_stride + at[c]] * scale;
+        StateSum(states + g * state_stride, dim) += weights[g * weight_stride + at[c]];
+      }
+    }
+    if (dim % 16 == 0) {
+      AddMeanColumns<kHeads>(WideTag(), scaled, at, used, means, static_cast<size_t>(dim), states,
+                             state_stride);
+    } else {
+      AddMeanColumns<kHeads>(NarrowTag(), scaled, at, used, means, static_cast<size_t>(dim), states,
+                             state_stride);
+    }
   }
 }
 
 HWY_ATTR void AddMeans(const float* weights, size_t weight_stride, int heads, const int8_t* means,
                        const uint16_t* mean_scales, size_t n, int dim, float* states,
                        size_t state_stride) {
-  WithTag(dim, [&](auto d) HWY_ATTR {
-    ForHeads(heads, [&](auto count, int g) HWY_ATTR {
-      AddMeanColumns<decltype(count)::value>(d, weights + g * weight_stride, weight_stride, means,
-                                             mean_scales, n, static_cast<size_t>(dim),
-                                             states + g * state_stride, state_stride);
-    });
+  ForHeads(heads, [&](auto count, int g) HWY_ATTR {
+    AddMeansOf<decltype(count)::value>(weights + g * weight_stride, weight_stride, means,
+                                       mean_scales, n, dim, states + g * state_stride,
+                                       state_stride);
   });
-  for (int g = 0; g < heads; ++g) {
-    float sum = 0;
-    for (size_t c = 0; c < n; ++c) sum += weights[g * weight_stride + c];
-    StateSum(states + g * state_stride, dim) += sum;
-  }
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -107,8 +107,8 @@ inline constexpr float kLargestExponent = 70.0f;
 
 // A histogram of keys: bin b holds those in [floor + b / kBinsPerLogit, ...), the last one all
 // above.
-inline constexpr int kMassBins = 512;
-inline constexpr float kBinsPerLogit = 16.0f;
+inline constexpr int kMassBins = 256;
+inline constexpr float kBinsPerLogit = 8.0f;
 struct MassBins {
   float mass[kMassBins];
   uint32_t count[kMassBins];

@@ -167,6 +167,10 @@ TEST_F(QualityTest, FilesArePooled) {
     files.insert(files.end(), rest.begin(), rest.end());
     return Timeless(Records(files))[0];
   };
+  const json timed = Records({a, b, "--policies", kPaper, "--targets", "0.8"})[0];
+  EXPECT_DOUBLE_EQ(timed["index_build_ms"], (timed["per_file"][0]["index_build_ms"].get<double>() +
+                                             timed["per_file"][1]["index_build_ms"].get<double>()) /
+                                                2);
   const json both = run({a, b}), only_a = run({a}), only_b = run({b});
   ASSERT_EQ(both["per_file"].size(), 2U);
   EXPECT_EQ(both["per_file"][0], only_a["per_file"][0]);
