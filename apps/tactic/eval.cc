@@ -40,13 +40,17 @@ Status ParseEvalPolicy(const std::string& spec, EvalPolicy* policy) {
 Status ResolveEvalPolicies(const EvalArgs& args, std::vector<EvalPolicy>* policies) {
   std::set<std::string> seen;
   const std::set<double> targets(args.targets.begin(), args.targets.end());
+  for (const double target : targets) {
+    Options options;
+    options.target = target;
+    TACTIC_RETURN_IF_ERROR(options.Validate());
+  }
   for (const std::string& spec : args.policies) {
     EvalPolicy policy;
     TACTIC_RETURN_IF_ERROR(ParseEvalPolicy(spec, &policy));
     if (!seen.insert(spec).second) continue;
     for (const double target : targets) {
       policy.options.tactic.target = target;
-      TACTIC_RETURN_IF_ERROR(policy.options.tactic.Validate());
       policies->push_back(policy);
       if (!Selects(policy.options.policy)) break;  // reads everything, whatever the target
     }

@@ -46,6 +46,12 @@ void AddRows(const RetrievalResult& result, size_t policy, Table* table) {
   add("all", std::nullopt);
 }
 
+// On one line.
+std::string Line(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
 void PrintLost(const RetrievalResult& result, size_t policy, FILE* out) {
   for (const EvalQuestion& question : result.questions) {
     const EvalAnswer& answer = question.answers[policy];
@@ -54,7 +60,8 @@ void PrintLost(const RetrievalResult& result, size_t policy, FILE* out) {
                LongName(result, policy), ItemKindName(question.item.kind), 100 * question.place,
                question.decoded ? "decoded" : "read");
     fmt::print(out, "  asked:    {}\n  expected: {}\n  dense:    {}\n  answer:   {}\n",
-               question.item.question, question.item.value, question.dense_text, answer.text);
+               Line(question.item.question), question.item.value, Line(question.dense_text),
+               Line(answer.text));
     fmt::print(out, "  KL of the answer's tokens: {:.4f} on average, {:.4f} at most",
                answer.kl_mean, answer.kl_max);
     if (answer.belief) {

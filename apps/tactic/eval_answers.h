@@ -21,7 +21,8 @@ struct EvalAnswer {
   double kl_max = 0;
   double bytes_fraction = 1;
   std::optional<Belief> belief;  // of the selections of the answer, and of a decoded question
-  // Measured while dense attention's answer was decoded; absent for policies that read everything.
+  // Measured while dense attention's answer was decoded; absent where the answers are the same, and
+  // for policies that read everything.
   std::optional<double> mass_mean;
   std::optional<double> mass_min;
 };

@@ -41,11 +41,10 @@ struct Ask {
   int most_tokens = 0;  // of an answer
 };
 
-// What a policy answers.
 struct Answered {
   std::vector<llama_token> tokens;  // with the end of generation, where the answer got there
   std::string text;
-  std::vector<std::vector<float>> logits;  // of each token; only when they are kept
+  std::vector<std::vector<float>> logits;  // that each token was chosen by
 };
 
 class EvalRetrieval {
@@ -72,9 +71,9 @@ class EvalRetrieval {
   // that every token of the answer, the first included, comes from the policy's attention.
   Status Pose(const Ask& ask, const llama::HookOptions& policy);
   // Greedy. Rolls back to what Pose left.
-  Status Answer(const Ask& ask, bool keep_logits, Answered* answered);
-  // Decodes `dense`, the answer of dense attention, and compares. Rolls back to what Pose left.
-  Status Force(const Ask& ask, const EvalPolicy& policy, const Answered& dense, EvalAnswer* answer);
+  Status Answer(const Ask& ask, Answered* answered);
+  // Decodes `dense`, the answer of dense attention, for its logits. Rolls back to what Pose left.
+  Status Force(const Ask& ask, const Answered& dense, Answered* forced);
   Status AnswerUnder(const Ask& ask, const EvalPolicy& policy, const Answered& dense,
                      const std::string& value, Cost* cost, EvalAnswer* answer);
 
@@ -143,14 +142,14 @@ Status EvalRetrieval::Pose(const Ask& ask, const llama::HookOptions& policy) {
   return Status::Ok();
 }
 
-Status EvalRetrieval::Answer(const Ask& ask, bool keep_logits, Answered* answered) {
+Status EvalRetrieval::Answer(const Ask& ask, Answered* answered) {
   const Model& model = evaluation_.model();
   const int depth = evaluation_.session()->depth();
   llama_token token = ask.tokens.back();
   for (int i = 0; i < ask.most_tokens; ++i) {
     std::span<const float> logits;
     TACTIC_RETURN_IF_ERROR(evaluation_.Step(token, &logits));
-    if (keep_logits) answered->logits.emplace_back(logits.begin(), logits.end());
+    answered->logits.emplace_back(logits.begin(), logits.end());
     token =
         static_cast<llama_token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
     answered->tokens.push_back(token);
@@ -160,52 +159,58 @@ Status EvalRetrieval::Answer(const Ask& ask, bool keep_logits, Answered* answere
   return evaluation_.session()->RollBack(depth);
 }
 
-Status EvalRetrieval::Force(const Ask& ask, const EvalPolicy& policy, const Answered& dense,
-                            EvalAnswer* answer) {
+Status EvalRetrieval::Force(const Ask& ask, const Answered& dense, Answered* forced) {
   const int depth = evaluation_.session()->depth();
   llama_token token = ask.tokens.back();
-  for (size_t i = 0; i < dense.tokens.size(); ++i) {
+  for (const llama_token next : dense.tokens) {
     std::span<const float> logits;
     TACTIC_RETURN_IF_ERROR(evaluation_.Step(token, &logits));
-    token = dense.tokens[i];
-    NextToken next;
-    TACTIC_RETURN_IF_ERROR(Compare(policy, dense.logits[i], logits, token, &next));
-    answer->kl_mean += next.kl / static_cast<double>(dense.tokens.size());
-    answer->kl_max = std::max(answer->kl_max, next.kl);
+    forced->logits.emplace_back(logits.begin(), logits.end());
+    token = next;
   }
   return evaluation_.session()->RollBack(depth);
 }
 
 Status EvalRetrieval::AnswerUnder(const Ask& ask, const EvalPolicy& policy, const Answered& dense,
                                   const std::string& value, Cost* cost, EvalAnswer* answer) {
-  Session* session = evaluation_.session();
-  const int depth = session->depth();
-  session->hook()->TakeStats();
+  llama::Hook* hook = evaluation_.session()->hook();
+  const int depth = evaluation_.session()->depth();
+  hook->TakeStats();
   TACTIC_RETURN_IF_ERROR(Pose(ask, policy.options));
   Answered given;
-  TACTIC_RETURN_IF_ERROR(Answer(ask, false, &given));
+  TACTIC_RETURN_IF_ERROR(Answer(ask, &given));
+  TACTIC_RETURN_IF_ERROR(hook->LastProblem());
   answer->text = given.text;
   answer->right = given.text.find(value) != std::string::npos;
-  TACTIC_RETURN_IF_ERROR(session->hook()->LastProblem());
-  const llama::HookStats reads = session->hook()->TakeStats();
+  const llama::HookStats reads = hook->TakeStats();
   cost->AddReads(reads);
   Cost alone(policy.options);
   alone.AddReads(reads);
   answer->bytes_fraction = alone.BytesFraction();
   answer->belief = alone.Believed();
 
-  // Masses belong to the pass whose time and reads nobody asks for.
-  session->hook()->MeasureMass(Selects(policy.options.policy));
-  const Status status = Force(ask, policy, dense, answer);
-  session->hook()->MeasureMass(false);
-  TACTIC_RETURN_IF_ERROR(status);
-  const llama::HookStats measured = session->hook()->TakeStats();
-  if (measured.cases > 0) {
-    answer->mass_mean = measured.own_mass_sum / static_cast<double>(measured.cases);
-    answer->mass_min = measured.own_mass_min;
-    cost->AddMass(measured);
+  // An answer of the same tokens has the logits already. One that went astray is the place to look
+  // at the exact mass.
+  if (given.tokens != dense.tokens) {
+    given.logits.clear();
+    hook->MeasureMass(Selects(policy.options.policy));
+    const Status status = Force(ask, dense, &given);
+    hook->MeasureMass(false);
+    TACTIC_RETURN_IF_ERROR(status);
+    const llama::HookStats measured = hook->TakeStats();
+    if (measured.cases > 0) {
+      answer->mass_mean = measured.own_mass_sum / static_cast<double>(measured.cases);
+      answer->mass_min = measured.own_mass_min;
+    }
   }
-  return session->RollBack(depth);
+  for (size_t i = 0; i < dense.tokens.size(); ++i) {
+    NextToken next;
+    TACTIC_RETURN_IF_ERROR(
+        Compare(policy, dense.logits[i], given.logits[i], dense.tokens[i], &next));
+    answer->kl_mean += next.kl / static_cast<double>(dense.tokens.size());
+    answer->kl_max = std::max(answer->kl_max, next.kl);
+  }
+  return evaluation_.session()->RollBack(depth);
 }
 
 Status EvalRetrieval::Measure(size_t depth, RetrievalResult* result) {
@@ -227,7 +232,7 @@ Status EvalRetrieval::Measure(size_t depth, RetrievalResult* result) {
     const std::string& value = question.item.value;
     Answered dense;
     TACTIC_RETURN_IF_ERROR(Pose(ask, EvalReference()));
-    TACTIC_RETURN_IF_ERROR(Answer(ask, true, &dense));
+    TACTIC_RETURN_IF_ERROR(Answer(ask, &dense));
     TACTIC_RETURN_IF_ERROR(session->RollBack(result->depth));
     question.dense_text = dense.text;
     question.dense_right = dense.text.find(value) != std::string::npos;
