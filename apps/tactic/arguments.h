@@ -75,6 +75,7 @@ void AddDemo(CLI::App* app, Command* command);
 void AddBench(CLI::App* app, Command* command);
 void AddTrace(CLI::App* app, Command* command);
 void AddQuality(CLI::App* app, Command* command);
+void AddEval(CLI::App* app, Command* command);
 void AddInfo(CLI::App* app, Command* command);
 
 }  // namespace tactic::app

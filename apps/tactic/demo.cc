@@ -11,6 +11,7 @@
 #include "arguments.h"
 #include "defaults.h"
 #include "demo_report.h"
+#include "haystack.h"
 #include "interrupt.h"
 #include "report.h"
 #include "sampler.h"
@@ -31,6 +32,8 @@ constexpr int kAnswerTokens = 40;
 constexpr int kReserve = 160;
 // The system message of the adapter's training.
 constexpr char kSystem[] = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
+// Added to the seed of the facts for that of their places.
+constexpr uint64_t kPlaceSeed = 2;
 // Stands for the text and the question in the chat template until they are put in as tokens.
 constexpr char kMarker[] = "@@TACTIC-TEXT@@";
 
@@ -107,9 +110,12 @@ Status Demo::Compose(DemoResult* result) {
       model_->SplitChatTemplate({{"system", kSystem}, {"user", kMarker}}, kMarker, &chat));
   TACTIC_RETURN_IF_ERROR(model_->Tokenize(chat.first, true, true, &text_));
   const std::vector<Fact> facts = MakeFacts(args_.facts, args_.seed);
+  std::vector<std::string> pieces;
+  for (const Fact& fact : facts) pieces.push_back(" " + fact.sentence);
   Haystack haystack;
   const int size = options_.context - kReserve - static_cast<int>(text_.size());
-  TACTIC_RETURN_IF_ERROR(HideFacts(*model_, book_tokens, size, facts, args_.seed, &haystack));
+  TACTIC_RETURN_IF_ERROR(HidePieces(*model_, book_tokens, size, pieces, Placing::kRandom,
+                                    args_.seed + kPlaceSeed, &haystack));
   text_.insert(text_.end(), haystack.tokens.begin(), haystack.tokens.end());
   for (size_t i = 0; i < facts.size(); ++i) {
     result->questions.push_back({facts[i], haystack.depths[i], {}});

@@ -9,9 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "model.h"
-#include "tactic/status.h"
-
 namespace tactic::app {
 
 struct Fact {
@@ -24,16 +21,6 @@ inline constexpr int kMostFacts = 8;
 
 // `count` facts of different kinds. Deterministic for a seed. REQUIRES: 0 <= count <= kMostFacts.
 std::vector<Fact> MakeFacts(int count, uint64_t seed);
-
-struct Haystack {
-  std::vector<llama_token> tokens;
-  std::vector<double> depths;  // where each fact starts, as a share of the tokens
-};
-
-// `size` tokens of `book` from a random sentence on, with every fact between two sentences at a
-// random place. OutOfRange when the book is too short. Deterministic for a seed.
-Status HideFacts(const Model& model, const std::vector<llama_token>& book, int size,
-                 const std::vector<Fact>& facts, uint64_t seed, Haystack* haystack);
 
 }  // namespace tactic::app
 

@@ -43,6 +43,7 @@ int Main(int argc, char** argv) {
   AddBench(&app, &command);
   AddTrace(&app, &command);
   AddQuality(&app, &command);
+  AddEval(&app, &command);
   AddInfo(&app, &command);
   try {
     app.parse(argc, argv);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -139,6 +140,13 @@ Status Model::Tokenize(std::string_view text, bool start, bool special,
   if (count < 0) return Status::Internal("llama.cpp could not tokenize the text");
   tokens->resize(static_cast<size_t>(count));
   return Status::Ok();
+}
+
+void Model::Skip(int count, std::vector<llama_token>* tokens) const {
+  const bool starts = llama_vocab_get_add_bos(vocab()) && !tokens->empty() &&
+                      tokens->front() == llama_vocab_bos(vocab());
+  const auto first = tokens->begin() + (starts ? 1 : 0);
+  tokens->erase(first, first + std::min<std::ptrdiff_t>(count, tokens->end() - first));
 }
 
 std::string Model::Piece(llama_token token) const {

@@ -68,6 +68,10 @@ class Model {
   Status Tokenize(std::string_view text, bool start, bool special,
                   std::vector<llama_token>* tokens) const;
 
+  // Leaves out the first `count` tokens of a text, but not the token that the start of a sequence
+  // needs.
+  void Skip(int count, std::vector<llama_token>* tokens) const;
+
   // The bytes of a token; control tokens are empty.
   std::string Piece(llama_token token) const;
 

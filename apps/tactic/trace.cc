@@ -98,13 +98,7 @@ Status Trace::Prepare() {
 Status Trace::TakeTokens(const std::string& text) {
   // A prompt for an answer may be a chat, with its control tokens.
   TACTIC_RETURN_IF_ERROR(model_->Tokenize(text, true, args_.generate, &tokens_));
-  // What models want at the start of a sequence stays there.
-  const llama_vocab* vocab = model_->vocab();
-  const bool starts = llama_vocab_get_add_bos(vocab) && !tokens_.empty() &&
-                      tokens_.front() == llama_vocab_bos(vocab);
-  const auto first = tokens_.begin() + (starts ? 1 : 0);
-  const auto available = tokens_.end() - first;
-  tokens_.erase(first, first + std::min<int64_t>(args_.skip, available));
+  model_->Skip(args_.skip, &tokens_);
 
   // Generated tokens need room in the context, but not in the text.
   const int64_t decoded = args_.generate ? 0 : int64_t{args_.steps} + 1;
