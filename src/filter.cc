@@ -78,7 +78,7 @@ void PrepareQuery(Step& step, int request, int q_head, CodedHead* head) {
   const RequestPlan& r = step.requests[request];
   const int dim = step.shape.head_dim;
   const float* q = r.request.q + q_head * r.request.q_stride;
-  float scaled[LayerShape::kMaxDim];
+  float scaled[LayerShape::kMaxDim] = {};
   float rotated[LayerShape::kMaxDim];
   head->norm = 0;
   for (int x = 0; x < dim; ++x) {

@@ -65,7 +65,9 @@ TEST(EvalKl, DenseIsItsOwnEqual) {
       EXPECT_EQ(record["perplexity"], record["perplexity_dense"]);
       EXPECT_TRUE(record["target"].is_null());
     } else {
-      EXPECT_GT(mean, 0);
+      // Policy paper reads everything here: no segment is full yet.
+      const bool reads_all = record["policy"] == "paper";
+      EXPECT_GE(mean, reads_all ? 0 : 1e-9) << record["policy"];
       EXPECT_LT(mean, 1) << record["policy"];
     }
     if (record["policy"] == "tactic") {
@@ -171,7 +173,7 @@ TEST(EvalBadInput, TooShort) {
   TACTIC_REQUIRE_MODEL();
   const TemporaryFolder folder;
   std::ofstream(folder.path("short.txt")) << "A short text. It has two sentences.";
-  ExpectError({"--depths", "3000", "-f", folder.path("short.txt")}, kExitUsage, {"expected"});
+  ExpectError({"--depths", "3000", "-f", folder.path("short.txt")}, kExitUsage, {"text", "9"});
   ExpectError({"--depths", "3000", "--ctx", "2048"}, kExitUsage,
               {"--ctx is 2048", "--depths needs at least"});
 }
