@@ -142,7 +142,7 @@ size_t tactic_row_bytes(int32_t type, size_t n) {
 
 tactic_code tactic_options_init(tactic_options* options, int32_t mode, size_t struct_size) {
   return Guarded([&] {
-    tactic::Mode parsed;
+    tactic::Mode parsed{};
     TACTIC_RETURN_IF_ERROR(FromC(mode, &parsed));
     return CopyDefaults("options", tactic::ToC(tactic::Options::For(parsed)), options, struct_size);
   });

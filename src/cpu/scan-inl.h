@@ -117,20 +117,22 @@ struct LevelTables {
   hn::Vec<ByteTag> high;
 };
 
+// The byte that stands for a code: its level, or of codes of three bits its magnitude's.
+template <int kBits>
+HWY_INLINE uint8_t LevelByte(int code) {
+  const CodeBook& book = kCodeBooks[kBits];
+  if (kBits == 3) return book.level[code];
+  return code < book.magnitudes ? static_cast<uint8_t>(127 - book.level[book.magnitudes - 1 - code])
+                                : book.level[code - book.magnitudes];
+}
+
 template <int kBits>
 HWY_INLINE LevelTables MakeLevelTables() {
-  const CodeBook& book = kCodeBooks[kBits];
-  const auto level = [&book](int code) HWY_ATTR {
-    if (kBits == 3) return book.level[code];  // a magnitude
-    return code < book.magnitudes
-               ? static_cast<uint8_t>(127 - book.level[book.magnitudes - 1 - code])
-               : book.level[code - book.magnitudes];
-  };
   HWY_ALIGN uint8_t low[16];
   HWY_ALIGN uint8_t high[16];
   for (int i = 0; i < 16; ++i) {
-    low[i] = level(kBits == 4 ? i : i % 4);
-    high[i] = level(kBits == 4 ? i : i / 4);
+    low[i] = LevelByte<kBits>(kBits == 4 ? i : i % 4);
+    high[i] = LevelByte<kBits>(kBits == 4 ? i : i / 4);
   }
   const ByteTag d;
   return {hn::LoadDup128(d, low), hn::LoadDup128(d, high)};

@@ -154,7 +154,8 @@ TEST_F(HardCase, SelectionsHoldWhatTheyClaim) {
       EXPECT_LE(o.overclaims, 3) << bits;
       EXPECT_LE(o.missed, bits == 0 ? 0 : 1) << bits;
       EXPECT_GE(o.reached, kHeads * kSteps * 97 / 100) << bits;
-      // One of the 216 puts a quarter of its mass on a token whose code is off by several deviations.
+      // One of the 216 puts a quarter of its mass on a token whose code is off by several
+      // deviations.
       if (bits == 0) {
         EXPECT_GE(o.least_own, 0.7);
         EXPECT_GE(o.least_union, 0.7);

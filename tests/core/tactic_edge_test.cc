@@ -69,7 +69,6 @@ TEST(TacticEdge, NoVisibleRowGivesZeros) {
 }
 
 TEST(TacticEdge, EqualKeysAndZeroQueries) {
-  TacticTally tally;
   for (bool zero_query : {false, true}) {
     for (KeyKind keys : {KeyKind::kEqual, KeyKind::kClustered}) {
       World world(TacticSpec({900}, [&](WorldSpec& spec) {
