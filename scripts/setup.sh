@@ -3,6 +3,7 @@
 # target; when there is nothing to do it says nothing and takes a fraction of a second.
 #
 #   scripts/setup.sh         what building, testing and the demo need
+#   scripts/setup.sh --tools also what the programs in tools/ import
 #   scripts/setup.sh --dev   also the tools of `make check`
 #
 # It installs missing system packages (as root, or with a sudo that asks no password; otherwise it
@@ -225,25 +226,24 @@ make_venv() {
   rm -rf build/tmp
 }
 
-dev_key() { sha256sum requirements-dev.txt | cut -c 1-16; }
-
-dev_tools_are_ready() {
-  [[ -f $venv/tactic-dev-stamp && $(<"$venv/tactic-dev-stamp") == "$(dev_key)" ]]
-}
-
-install_dev_tools() {
-  run_logged "Installing the tools of make check" build/logs/dev.log \
-    "$venv/bin/python" -m pip install -r requirements-dev.txt
-  dev_key | write_file "$venv/tactic-dev-stamp"
+# Installs requirements-NAME.txt, if that has not been done.
+install_more() {
+  local name=$1 key
+  key=$(sha256sum <"requirements-$name.txt")
+  [[ ! -f $venv/tactic-$name-stamp || $(<"$venv/tactic-$name-stamp") != "$key" ]] || return 0
+  run_logged "Installing requirements-$name.txt" "build/logs/$name.log" \
+    "$venv/bin/python" -m pip install -r "requirements-$name.txt"
+  write_file "$venv/tactic-$name-stamp" <<<"$key"
 }
 
 # ---- main --------------------------------------------------------------------------------------
 
-dev=0
+dev=0 more=()
 case "${1-}" in
   '') ;;
-  --dev) dev=1 ;;
-  *) die "usage: scripts/setup.sh [--dev]" ;;
+  --tools) more=(tools) ;;
+  --dev) dev=1 more=(tools dev) ;;
+  *) die "usage: scripts/setup.sh [--tools|--dev]" ;;
 esac
 
 # A Python or pip configured for something else must not reach into .venv. Proxies, mirrors and
@@ -281,6 +281,6 @@ if ! venv_is_ready; then
   check_cmake
   make_venv
 fi
-if ((dev)) && ! dev_tools_are_ready; then
-  install_dev_tools
-fi
+for name in "${more[@]}"; do
+  install_more "$name"
+done
