@@ -57,6 +57,65 @@ void LoadRows(const HeadRows& rows, const uint32_t* cells, size_t n, float* out)
 void AssignNearest(const float* x, size_t n, int dim, const float* centroids,
                    const float* half_norms, int padded, uint16_t* labels);
 
+// --- prompts ---
+
+// Tokens of a prompt that attend together, for the query heads of one KV head. Cell c's rows lie at
+// data + c * stride.
+struct PromptTile {
+  const float* q;  // of (token t, head g) at q + t * q_token_stride + g * q_head_stride
+  size_t q_token_stride;
+  size_t q_head_stride;
+  float* out;  // likewise
+  size_t out_token_stride;
+  size_t out_head_stride;
+  HeadRows keys;
+  HeadRows values;
+  const uint16_t* mask;  // f16, [tokens][cells], mask_stride apart: added to logits
+  size_t mask_stride;
+  size_t tokens;
+  size_t cells;
+  int group;
+  float scale;
+  float softcap;
+};
+
+// Cells that are widened to f32 together: with 64 elements each, keys or values are 16 KB and stay
+// in L1.
+inline constexpr size_t kPromptCells = 64;
+inline constexpr size_t kPromptLanes = 16;
+inline constexpr size_t kPromptRowUnit = 12;
+
+// Rows of a tile, padded.
+constexpr size_t PromptRows(size_t tokens, int group) {
+  return (tokens * static_cast<size_t>(group) + kPromptRowUnit - 1) / kPromptRowUnit *
+         kPromptRowUnit;
+}
+
+// Where things lie in a tile's scratch, in floats.
+struct PromptBuffers {
+  size_t queries = 0;  // [rows][head_dim], scaled
+  size_t keys;         // [head_dim][kPromptCells]
+  size_t values;       // [kPromptCells][value_dim]
+  size_t logits;       // [rows][kPromptCells]
+  size_t max;          // [rows]
+  size_t sums;         // [rows][kPromptLanes]
+  size_t out;          // [rows][value_dim]
+  size_t size;
+
+  PromptBuffers(int head_dim, int value_dim, size_t rows)
+      : keys(rows * static_cast<size_t>(head_dim)),
+        values(keys + static_cast<size_t>(head_dim) * kPromptCells),
+        logits(values + static_cast<size_t>(value_dim) * kPromptCells),
+        max(logits + rows * kPromptCells),
+        sums(max + rows),
+        out(sums + rows * kPromptLanes),
+        size(out + rows * static_cast<size_t>(value_dim)) {}
+};
+
+// out = softmax(scale q K + mask) V for every token and head of the tile, zero for a token that
+// sees nothing. scratch: PromptBuffers::size floats.
+void AttendPrompt(const PromptTile& tile, float* scratch);
+
 // --- mode tactic ---
 
 // scores[h * score_stride + c] = q_h . centroid_c * scale for c in [0,
