@@ -60,6 +60,14 @@ Status ReadRows(const ggml_tensor* view, RowsView* rows) {
   return Status::Ok();
 }
 
+// Everything was checked when the node was taken over.
+void CheckPlan(const LayerView& view, const Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "tactic: internal error: layer %d: %s\n", view.layer,
+               status.message().c_str());
+  std::abort();
+}
+
 }  // namespace
 
 void AddReport(const HeadReport& head, double target, HookStats* stats) {
@@ -205,6 +213,7 @@ void AttentionBatch::Index(Layer* layer, int thread, int threads) {
   if (thread == 0) {
     if (layer->record_prints) layer->tracker->RecordPrints();
     if (layer->decode) PlanStep(layer, threads);
+    if (layer->prompt) PlanPrompt(*layer, threads);
   }
   if (total == 0) return;
   const auto begin = std::chrono::steady_clock::now();
@@ -250,14 +259,43 @@ void AttentionBatch::PlanStep(Layer* layer, int threads) {
     }
   }
   const DecodeParams params{view.scale, view.softcap, measure_};
-  const Status status = step_.Plan(view.shape, options_->tactic, params, requests_, threads);
-  if (!status.ok()) {  // everything was checked when the node was taken over
-    std::fprintf(stderr, "tactic: internal error: layer %d: %s\n", view.layer,
-                 status.message().c_str());
-    std::abort();
-  }
+  CheckPlan(view, step_.Plan(view.shape, options_->tactic, params, requests_, threads));
   step_done_ = false;
 }
+
+void AttentionBatch::PlanPrompt(const Layer& layer, int threads) {
+  const LayerView& view = layer.view;
+  const ggml_tensor* q = view.node->src[0];
+  const ggml_tensor* k = view.node->src[1];
+  const ggml_tensor* mask = view.node->src[3];
+  const ggml_tensor* out = view.node;
+  const std::vector<int64_t> bases = view.StreamBases();
+  std::vector<PromptRequest> requests;
+  for (int64_t s = 0; s < view.streams; ++s) {
+    const auto stream = static_cast<size_t>(s);
+    PromptRequest request;
+    request.tokens = view.tokens;
+    request.q =
+        reinterpret_cast<const float*>(static_cast<const uint8_t*>(q->data) + stream * q->nb[3]);
+    request.q_token_stride = q->nb[1] / sizeof(float);
+    request.q_head_stride = q->nb[2] / sizeof(float);
+    request.out = reinterpret_cast<float*>(static_cast<uint8_t*>(out->data) + stream * out->nb[3]);
+    request.out_token_stride = out->nb[2] / sizeof(float);
+    request.out_head_stride = out->nb[1] / sizeof(float);
+    request.keys = view.keys;
+    request.values = view.values;
+    request.keys.data += static_cast<size_t>(bases[stream]) * view.keys.row_stride;
+    request.values.data += static_cast<size_t>(bases[stream]) * view.values.row_stride;
+    request.num_cells = k->ne[1];
+    request.mask = reinterpret_cast<const uint16_t*>(static_cast<const uint8_t*>(mask->data) +
+                                                     stream * mask->nb[3]);
+    request.mask_stride = mask->nb[1] / sizeof(uint16_t);
+    requests.push_back(request);
+  }
+  CheckPlan(view, prompt_.Plan(view.shape, {view.scale, view.softcap, false}, requests, threads));
+}
+
+void AttentionBatch::RunPrompt(int thread) { prompt_.Run(thread); }
 
 void AttentionBatch::Run(Layer* layer, Phase phase, int thread) {
   (void)layer;

@@ -20,6 +20,7 @@
 #include "ggml.h"
 #include "llama/src/cell_tracker.h"
 #include "tactic/decode.h"
+#include "tactic/prompt.h"
 #include "tactic_llama/hook.h"
 
 namespace tactic::llama {
@@ -64,6 +65,7 @@ class AttentionBatch {
     CellTracker* tracker = nullptr;
     const std::vector<TrackedRow>* rows = nullptr;
     bool decode = false;  // all phases; otherwise kIndex only
+    bool prompt = false;  // kIndex, then RunPrompt
     bool record_prints = false;
     struct Build {
       Track* track;
@@ -88,6 +90,8 @@ class AttentionBatch {
 
   void Index(Layer* layer, int thread, int threads);
   void Run(Layer* layer, Phase phase, int thread);
+  // The layer's exact attention for a prompt batch.
+  void RunPrompt(int thread);
 
   void set_measure(bool on) { measure_ = on; }
   // Adds the last layer's figures to the totals. Call between graphs.
@@ -98,12 +102,14 @@ class AttentionBatch {
   // Before the first unit of a graph is built, whichever thread comes first.
   static void TellQueryNorms(Layer* layer);
   void PlanStep(Layer* layer, int threads);
+  void PlanPrompt(const Layer& layer, int threads);
 
   const HookOptions* options_;
   bool measure_ = false;
   DecodeStep step_;
   bool step_done_ = false;  // figures of step_ wait to be harvested
   std::vector<DecodeRequest> requests_;
+  PromptStep prompt_;
   std::atomic<int64_t> build_ns_ = 0;
   HookStats stats_;
 };

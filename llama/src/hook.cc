@@ -108,7 +108,7 @@ class Hook::Impl {
   }
 
  private:
-  enum { kIndexPhase = -1 };
+  enum { kPromptPhase = -2, kIndexPhase = -1 };
   // What a rewritten node calls: one phase of one layer.
   struct PhaseCall {
     Impl* hook;
@@ -118,8 +118,10 @@ class Hook::Impl {
   };
   struct LayerCalls {
     AttentionBatch::Layer layer;
-    std::vector<PhaseCall> calls;  // kIndexPhase, then the phases of DecodeStep
-    uint64_t graph = 0;            // the graph it serves
+    std::vector<PhaseCall> calls;  // kPromptPhase, kIndexPhase, then the phases of DecodeStep
+
+    const CustomOp& op(int phase) const { return calls[phase - kPromptPhase].op; }
+    uint64_t graph = 0;  // the graph it serves
   };
   // Layers that share a mask, and so a cache and its cell numbers.
   struct Group {
@@ -149,7 +151,9 @@ class Hook::Impl {
 
   static void PhaseFunction(ggml_tensor*, int thread, int threads, void* user_data) {
     const auto* call = static_cast<const PhaseCall*>(user_data);
-    if (call->phase == kIndexPhase) {
+    if (call->phase == kPromptPhase) {
+      call->hook->batch_.RunPrompt(thread);
+    } else if (call->phase == kIndexPhase) {
       call->hook->batch_.Index(call->layer, thread, threads);
     } else {
       call->hook->batch_.Run(call->layer, static_cast<Phase>(call->phase), thread);
@@ -161,7 +165,7 @@ class Hook::Impl {
     auto& calls = layers_[layer];
     if (calls == nullptr) {
       calls = std::make_unique<LayerCalls>();
-      for (int phase = kIndexPhase; phase < kPhases; ++phase) {
+      for (int phase = kPromptPhase; phase < kPhases; ++phase) {
         calls->calls.push_back({this, &calls->layer, phase, {}});
       }
       for (PhaseCall& call : calls->calls) {
@@ -236,6 +240,7 @@ class Hook::Impl {
     layer.tracker = &group.tracker;
     layer.rows = &group.rows;
     layer.decode = group.decode;
+    layer.prompt = !group.decode && options_.prompt_attention;
     if (view.layer >= group.print_layer) {
       group.print_layer = view.layer;
       group.tracker.SetPrintSource(view.keys, view.shape.kv_heads * view.keys.head_stride);
@@ -248,10 +253,13 @@ class Hook::Impl {
       pending_node_ = node;
       return true;
     }
-    bool due = layer.record_prints;
+    bool due = layer.record_prints || layer.prompt;
     for (const auto& build : layer.builds) due = due || build.units > 0;
-    if (due) calls->calls[0].op.Rewrite(empty_.back());
-    return false;
+    if (due) calls->op(kIndexPhase).Rewrite(empty_.back());
+    if (!layer.prompt) return false;
+    calls->op(kPromptPhase).Rewrite(node);
+    ++batch_.stats().nodes_ours;
+    return true;
   }
 
   // The node after attention: if it is the view of its output that every graph of llama.cpp has
@@ -267,14 +275,14 @@ class Hook::Impl {
       return;
     }
     const auto call = [&](Phase phase) -> const CustomOp& {
-      return calls->calls[1 + static_cast<int>(phase)].op;
+      return calls->op(static_cast<int>(phase));
     };
     if (options_.policy == Policy::kDense) {  // all rows are forced: one phase attends to them, and
                                               // two have nothing to do
-      calls->calls[0].op.Rewrite(before_[kPhasesBefore - 1]);
+      calls->op(kIndexPhase).Rewrite(before_[kPhasesBefore - 1]);
       call(Phase::kRank).Rewrite(pending_node_);
     } else {
-      for (int i = 0; i < kPhasesBefore; ++i) calls->calls[i].op.Rewrite(before_[i]);
+      for (int i = 0; i < kPhasesBefore; ++i) calls->op(kIndexPhase + i).Rewrite(before_[i]);
       call(Phase::kAttend).Rewrite(pending_node_);
     }
     call(Phase::kCombine).Rewrite(node);

@@ -51,6 +51,14 @@ TEST(Run, TacticIsTheDefaultAndSaysWhatItBelieves) {
   EXPECT_NE(outcome.err.find("p_hat"), std::string::npos);
 }
 
+TEST(Run, ReadsThePromptWithOurKernelWhenAsked) {
+  TACTIC_REQUIRE_MODEL();
+  const Outcome outcome =
+      RunTactic({"run", "-p", "Hello", "-n", "4", "--prompt-attention", "--json", "-"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_EQ(json::parse(outcome.out)["prompt_attention"], true);
+}
+
 TEST(Run, IsDeterministic) {
   TACTIC_REQUIRE_MODEL();
   for (const std::string temperature : {"0", "0.8"}) {

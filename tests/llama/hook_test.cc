@@ -56,6 +56,35 @@ TEST(HookTest, StockIsUntouched) {
   EXPECT_EQ(with.Decode({tokens[501]}), without.Decode({tokens[501]}));
 }
 
+// A prompt read through our kernel leaves the model where stock attention leaves it.
+TEST(HookTest, PromptAttentionAgreesWithStock) {
+  const std::vector<llama_token> tokens = BookTokens(1520);
+  HookOptions stock;
+  stock.policy = Policy::kStock;
+  Rig theirs(stock);
+  theirs.Read(tokens, 1500);
+  const std::vector<float> want = theirs.Decode({tokens[1500]});
+  const int64_t layers = llama_model_n_layer(Model());
+  for (Policy policy : {Policy::kDense, Policy::kTactic}) {
+    SCOPED_TRACE(PolicyName(policy));
+    HookOptions options = HookOptions::For(policy);
+    options.prompt_attention = true;
+    Rig ours(options);
+    ours.Read(tokens, 1500);
+    const HookStats stats = ours.hook->TakeStats();
+    EXPECT_EQ(stats.nodes_ours, 4 * layers) << "four batches of up to 400 tokens";
+    EXPECT_EQ(stats.nodes_stock, 0);
+    EXPECT_TRUE(ours.hook->LastProblem().ok());
+    // As far as its two ways of attention are from each other.
+    ASSERT_TRUE(ours.hook->SetOptions(stock).ok());
+    EXPECT_LT(Kl(want, ours.Decode({tokens[1500]})), 0.02);
+    // Its nodes are stock's again: the same prompt gives the same.
+    ours.RollBack(0);
+    ours.Read(tokens, 1500);
+    EXPECT_EQ(ours.Decode({tokens[1500]}), want);
+  }
+}
+
 TEST(HookTest, PoliciesAgreeOnRealText) {
   constexpr Policy kPolicies[] = {Policy::kStock, Policy::kDense, Policy::kPaper, Policy::kTactic};
   const std::vector<llama_token> tokens = BookTokens(1520);

@@ -48,8 +48,12 @@ struct HookOptions {
   // those of policy tactic; For() gives those of another one.
   Options tactic;
   // Batches with at most this many tokens per sequence are decode batches and go through us; larger
-  // ones are prompt: stock attention computes them and we index their keys. Range [1, 64].
+  // ones are prompt: we index their keys, and attention stays exact. Range [1, 64].
   int max_decode_tokens = 8;
+  // Prompt batches attend through our exact kernel (tactic/prompt.h) instead of stock attention,
+  // under every policy but stock. Faster, and it does not sum in half precision; off by default, so
+  // that what is in the cache is what llama.cpp would have put there.
+  bool prompt_attention = false;
 };
 
 // Totals since the last TakeStats. A selection is what one query head chose for one token in one
