@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "src/c_convert.h"
-#include "src/check_rows.h"
+#include "src/check_request.h"
 #include "src/segment.h"
 #include "tactic/decode.h"
 #include "tactic/isa.h"

@@ -9,7 +9,7 @@
 #include "src/attend.h"
 #include "src/budget_paper.h"
 #include "src/check.h"
-#include "src/check_rows.h"
+#include "src/check_request.h"
 #include "src/segment.h"
 #include "src/step.h"
 #include "tactic/isa.h"
@@ -21,19 +21,15 @@ namespace {
 // work; more cost states.
 constexpr int kChunksPerThread = 4;
 
-Status CheckStride(const char* name, size_t stride, int dim) {
-  if (stride >= static_cast<size_t>(dim)) return Status::Ok();
-  return Status::InvalidArgument(std::string(name) + " is " + std::to_string(stride) +
-                                 "; expected at least " + std::to_string(dim));
-}
-
 Status CheckRequest(const LayerShape& shape, const Options& options, const DecodeRequest& request) {
   if (request.q == nullptr || request.out == nullptr) {
     return Status::InvalidArgument("q or out is null; expected [q_heads] rows each");
   }
   if (shape.q_heads > 1) {
-    TACTIC_RETURN_IF_ERROR(CheckStride("q_stride", request.q_stride, shape.head_dim));
-    TACTIC_RETURN_IF_ERROR(CheckStride("out_stride", request.out_stride, shape.value_dim));
+    TACTIC_RETURN_IF_ERROR(
+        CheckStride("q_stride", request.q_stride, static_cast<size_t>(shape.head_dim)));
+    TACTIC_RETURN_IF_ERROR(
+        CheckStride("out_stride", request.out_stride, static_cast<size_t>(shape.value_dim)));
   }
   TACTIC_RETURN_IF_ERROR(CheckRows("keys", request.keys, shape.head_dim));
   TACTIC_RETURN_IF_ERROR(CheckRows("values", request.values, shape.value_dim));
@@ -160,17 +156,8 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   TACTIC_RETURN_IF_ERROR(IsaStatus());
   TACTIC_RETURN_IF_ERROR(shape.Validate());
   TACTIC_RETURN_IF_ERROR(options.Validate());
-  if (threads < 1)
-    return Status::InvalidArgument("threads is " + std::to_string(threads) +
-                                   "; expected at least 1");
-  if (!(params.scale > 0) || !std::isfinite(params.scale)) {
-    return Status::InvalidArgument("scale is " + std::to_string(params.scale) +
-                                   "; expected a number above 0");
-  }
-  if (!(params.softcap >= 0) || !std::isfinite(params.softcap)) {
-    return Status::InvalidArgument("softcap is " + std::to_string(params.softcap) +
-                                   "; expected 0 or a number above 0");
-  }
+  TACTIC_RETURN_IF_ERROR(CheckThreads(threads));
+  TACTIC_RETURN_IF_ERROR(CheckParams(params));
   for (size_t i = 0; i < requests.size(); ++i) {
     Status status = CheckRequest(shape, options, requests[i]);
     if (!status.ok())

@@ -3,11 +3,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <string>
 #include <vector>
 
-#include "src/check_rows.h"
+#include "src/check_request.h"
 #include "src/cpu/kernels.h"
 #include "tactic/isa.h"
 
@@ -32,16 +31,14 @@ Status CheckRequest(const LayerShape& shape, const PromptRequest& request) {
   if (request.q == nullptr || request.out == nullptr || request.mask == nullptr) {
     return Status::InvalidArgument("q, out or mask is null; expected [tokens] rows each");
   }
-  const auto check = [](const char* name, size_t stride, int64_t least) {
-    if (static_cast<int64_t>(stride) >= least) return Status::Ok();
-    return Status::InvalidArgument(std::string(name) + " is " + std::to_string(stride) +
-                                   "; expected at least " + std::to_string(least));
-  };
-  TACTIC_RETURN_IF_ERROR(check("q_head_stride", request.q_head_stride, shape.head_dim));
-  TACTIC_RETURN_IF_ERROR(check("q_token_stride", request.q_token_stride, shape.head_dim));
-  TACTIC_RETURN_IF_ERROR(check("out_head_stride", request.out_head_stride, shape.value_dim));
-  TACTIC_RETURN_IF_ERROR(check("out_token_stride", request.out_token_stride, shape.value_dim));
-  TACTIC_RETURN_IF_ERROR(check("mask_stride", request.mask_stride, request.num_cells));
+  const auto dim = static_cast<size_t>(shape.head_dim);
+  const auto value_dim = static_cast<size_t>(shape.value_dim);
+  TACTIC_RETURN_IF_ERROR(CheckStride("q_head_stride", request.q_head_stride, dim));
+  TACTIC_RETURN_IF_ERROR(CheckStride("q_token_stride", request.q_token_stride, dim));
+  TACTIC_RETURN_IF_ERROR(CheckStride("out_head_stride", request.out_head_stride, value_dim));
+  TACTIC_RETURN_IF_ERROR(CheckStride("out_token_stride", request.out_token_stride, value_dim));
+  TACTIC_RETURN_IF_ERROR(
+      CheckStride("mask_stride", request.mask_stride, static_cast<size_t>(request.num_cells)));
   TACTIC_RETURN_IF_ERROR(CheckRows("keys", request.keys, shape.head_dim));
   return CheckRows("values", request.values, shape.value_dim);
 }
@@ -65,16 +62,8 @@ Status PromptStep::Plan(const LayerShape& shape, const DecodeParams& params,
                         std::span<const PromptRequest> requests, int threads) {
   TACTIC_RETURN_IF_ERROR(IsaStatus());
   TACTIC_RETURN_IF_ERROR(shape.Validate());
-  if (threads < 1) {
-    return Status::InvalidArgument("threads is " + std::to_string(threads) +
-                                   "; expected at least 1");
-  }
-  if (!std::isfinite(params.scale) || !(params.scale > 0) || !std::isfinite(params.softcap) ||
-      !(params.softcap >= 0)) {
-    return Status::InvalidArgument("scale is " + std::to_string(params.scale) + " and softcap " +
-                                   std::to_string(params.softcap) +
-                                   "; expected finite numbers above 0 and from 0");
-  }
+  TACTIC_RETURN_IF_ERROR(CheckThreads(threads));
+  TACTIC_RETURN_IF_ERROR(CheckParams(params));
   for (size_t i = 0; i < requests.size(); ++i) {
     const Status status = CheckRequest(shape, requests[i]);
     if (!status.ok())

@@ -15,7 +15,6 @@
 #include "memory.h"
 #include "report.h"
 #include "state_blob.h"
-#include "tactic/isa.h"
 #include "text.h"
 
 namespace tactic::app {
@@ -278,11 +277,8 @@ Status Bench::Measure(int depth, DepthResult* result) {
 }
 
 nlohmann::json Bench::CommonFields() const {
-  const SessionOptions& options = session_->options();
-  return {
-      {"model", model_->path()},
-      {"lora", model_->lora_path()},
-      {"rope_freq_base", options.rope_freq_base},
+  nlohmann::json json = SessionFields(*session_);
+  json.update({
       {"fill", args_.fill},
       {"file", random()             ? ""
                : args_.file.empty() ? kDefaultBook
@@ -290,12 +286,8 @@ nlohmann::json Bench::CommonFields() const {
       {"target", target()},
       {"repeats", args_.repeats},
       {"tokens_per_repeat", args_.tokens},
-      {"threads", options.threads},
-      {"kv_type_k", ggml_type_name(options.type_k)},
-      {"kv_type_v", ggml_type_name(options.type_v)},
-      {"isa", IsaName()},
-      {"llama_version", LlamaBuild()},
-  };
+  });
+  return json;
 }
 
 Status RunBench(const BenchArgs& args, bool show_progress) {

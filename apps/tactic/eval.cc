@@ -11,7 +11,6 @@
 #include "defaults.h"
 #include "measure.h"
 #include "quality_policy.h"
-#include "tactic/isa.h"
 #include "text.h"
 
 namespace tactic::app {
@@ -107,18 +106,9 @@ Status Evaluation::Step(llama_token token, std::span<const float>* logits) {
 }
 
 nlohmann::json Evaluation::CommonFields() const {
-  const SessionOptions& options = session_->options();
-  return {
-      {"model", model_->path()},
-      {"lora", model_->lora_path()},
-      {"rope_freq_base", options.rope_freq_base},
-      {"file", args_.file.empty() ? kDefaultBook : args_.file},
-      {"threads", options.threads},
-      {"kv_type_k", ggml_type_name(options.type_k)},
-      {"kv_type_v", ggml_type_name(options.type_v)},
-      {"isa", IsaName()},
-      {"llama_version", LlamaBuild()},
-  };
+  nlohmann::json json = SessionFields(*session_);
+  json["file"] = args_.file.empty() ? kDefaultBook : args_.file;
+  return json;
 }
 
 Status Compare(const EvalPolicy& policy, std::span<const float> reference,

@@ -6,6 +6,9 @@
 #include <cmath>
 #include <limits>
 
+#include "defaults.h"
+#include "tactic/isa.h"
+
 namespace tactic::app {
 namespace {
 
@@ -39,6 +42,20 @@ nlohmann::json Parameters(const llama::HookOptions& options) {
 }
 
 }  // namespace
+
+nlohmann::json SessionFields(const Session& session) {
+  const SessionOptions& options = session.options();
+  return {
+      {"model", session.model().path()},
+      {"lora", session.model().lora_path()},
+      {"rope_freq_base", options.rope_freq_base},
+      {"threads", options.threads},
+      {"kv_type_k", ggml_type_name(options.type_k)},
+      {"kv_type_v", ggml_type_name(options.type_v)},
+      {"isa", IsaName()},
+      {"llama_version", LlamaBuild()},
+  };
+}
 
 bool Selects(llama::Policy policy) {
   return policy == llama::Policy::kPaper || policy == llama::Policy::kTactic;

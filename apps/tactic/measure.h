@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "session.h"
 #include "tactic_llama/hook.h"
 
 namespace tactic::app {
@@ -43,6 +44,10 @@ struct Belief {
   double code_error_mean = 0;  // predicted error of a code's logit, over selections that used codes
   double code_error_max = 0;
 };
+
+// What every record of a session says of it: model, threads, cache types, instruction set,
+// llama.cpp.
+nlohmann::json SessionFields(const Session& session);
 
 // Whether a policy reads a part of the cache and leaves the rest.
 bool Selects(llama::Policy policy);

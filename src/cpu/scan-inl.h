@@ -19,23 +19,30 @@ namespace tactic::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// The byte that stands for a code: its level, or of codes of three bits its magnitude's.
+template <int kBits>
+HWY_INLINE uint8_t LevelByte(int code) {
+  const CodeBook& book = kCodeBooks[kBits];
+  if (kBits == 3) return book.level[code];
+  return code < book.magnitudes ? static_cast<uint8_t>(127 - book.level[book.magnitudes - 1 - code])
+                                : book.level[code - book.magnitudes];
+}
+
 #if HWY_TARGET == HWY_SCALAR
 // Without vectors: key by key, straight from the layout.
 template <int kBits>
 HWY_INLINE int StoredLevel(const uint8_t* HWY_RESTRICT block, size_t key, size_t element,
                            size_t magnitude_rows) {
-  const CodeBook& book = kCodeBooks[kBits];
   const size_t quad = element / 4;
   const uint8_t* column = block + 4 * key + element % 4;
   if (kBits == 3) {
-    const int level = book.level[column[quad / 4 * kCodeRow] >> 2 * (quad % 4) & 3];
+    const int level = LevelByte<kBits>(column[quad / 4 * kCodeRow] >> 2 * (quad % 4) & 3);
     const bool negative = column[(magnitude_rows + quad / 8) * kCodeRow] >> quad % 8 & 1;
     return negative ? 127 - level : level;
   }
   const int code = kBits == 2 ? column[quad / 4 * kCodeRow] >> 2 * (quad % 4) & 3
                               : column[quad / 2 * kCodeRow] >> 4 * (quad % 2) & 15;
-  return code < book.magnitudes ? 127 - book.level[book.magnitudes - 1 - code]
-                                : book.level[code - book.magnitudes];
+  return LevelByte<kBits>(code);
 }
 
 template <int kBits, int kHeads>
@@ -116,15 +123,6 @@ struct LevelTables {
   hn::Vec<ByteTag> low;
   hn::Vec<ByteTag> high;
 };
-
-// The byte that stands for a code: its level, or of codes of three bits its magnitude's.
-template <int kBits>
-HWY_INLINE uint8_t LevelByte(int code) {
-  const CodeBook& book = kCodeBooks[kBits];
-  if (kBits == 3) return book.level[code];
-  return code < book.magnitudes ? static_cast<uint8_t>(127 - book.level[book.magnitudes - 1 - code])
-                                : book.level[code - book.magnitudes];
-}
 
 template <int kBits>
 HWY_INLINE LevelTables MakeLevelTables() {
