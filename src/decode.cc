@@ -102,6 +102,12 @@ void Grow(std::vector<T>* buffer, int64_t size) {
   if (std::ssize(*buffer) < size) buffer->resize(static_cast<size_t>(size));
 }
 
+// Memory of the buffers.
+template <class... T>
+size_t Bytes(const std::vector<T>&... buffers) {
+  return (... + (buffers.capacity() * sizeof(T)));
+}
+
 // Buffers of mode tactic.
 void PlanCoded(Step& step, int64_t clusters, int64_t keys) {
   CodedStep& coded = step.coded;
@@ -352,16 +358,15 @@ std::vector<uint32_t> DecodeStep::SelectedCells(int request, int kv_head) const 
 
 size_t DecodeStep::WorkspaceBytes() const {
   const Step& step = *impl_;
-  size_t bytes = step.scores.capacity() * sizeof(float) + step.states.capacity() * sizeof(float) +
-                 step.used.capacity() +
-                 (step.taken.capacity() + step.sizes.capacity() + step.counts.capacity() +
-                  step.rows.capacity() + step.forced_cells.capacity()) *
-                     sizeof(uint32_t);
-  for (const Step::Scratch& s : step.scratch) {
-    bytes += s.order.capacity() * sizeof(uint32_t) + s.bucket_of.capacity() +
-             s.cells.capacity() * sizeof(uint32_t) + s.logits.capacity() * sizeof(float) +
-             s.prefix.capacity() * sizeof(double);
-  }
+  const CodedStep& coded = step.coded;
+  size_t bytes = Bytes(step.scores, step.states, step.used, step.taken, step.sizes, step.counts,
+                       step.rows, step.forced_cells, coded.segments, coded.heads, coded.packed,
+                       coded.masses, coded.tokens, coded.floors, coded.kept, coded.keys,
+                       coded.logits, coded.numbers, coded.read, coded.blocks, coded.block_counts,
+                       coded.bins, coded.sums, coded.part_masses) +
+                 static_cast<size_t>(coded.group_capacity) * sizeof(CodedGroup);
+  for (const Step::Scratch& s : step.scratch)
+    bytes += Bytes(s.order, s.bucket_of, s.cells, s.logits, s.prefix);
   return bytes;
 }
 

@@ -9,6 +9,10 @@
 
 namespace tactic {
 
+// A selection that believes, after its last round, to hold less than the target by more than this
+// is no selection.
+inline constexpr double kLargestShortfall = 0.1;
+
 // What a head may miss, on the safe side, when keys of estimated mass `estimated` were read.
 inline double Unread(const Options& options, const CodedHead& head, double estimated) {
   return options.unread_margin * std::max(0.0, head.total - estimated) +

@@ -72,11 +72,15 @@ CodedStep::PartMass SumPart(Step& step, int request, int kv_head, int part, int 
   return sum;
 }
 
+void ReadAll(Step& step, int request, int kv_head, int part) {
+  const size_t count = ListAll(step, request, kv_head, part);
+  step.Counts(request, kv_head)[part] = static_cast<uint32_t>(count);
+  ReadKeys(step, request, kv_head, part, 0, count);
+}
+
 void VerifyPart(Step& step, int request, int kv_head, int part) {
   if (GroupOf(step, request, kv_head).everything) {
-    const size_t count = ListAll(step, request, kv_head, part);
-    step.Counts(request, kv_head)[part] = static_cast<uint32_t>(count);
-    ReadKeys(step, request, kv_head, part, 0, count);
+    ReadAll(step, request, kv_head, part);
     return;
   }
   float low[LayerShape::kMaxGroup];
@@ -138,6 +142,32 @@ bool Extend(Step& step, int request, int kv_head) {
   return true;
 }
 
+double BelievedShare(const CodedHead& head) {
+  const double unread = std::max(0.0, head.total - head.estimated) + head.skipped;
+  return head.exact / (head.exact + unread);
+}
+
+// After the last round: a head that is still far from the target has codes that say too little, so
+// that its group reads all rows. Text never came here (25,920 cases); a retrieval prompt did, with
+// p_hat 0.03.
+void GiveUpOnCodes(Step& step, int request, int kv_head) {
+  const RequestPlan& r = step.requests[request];
+  const int first = kv_head * step.group();
+  bool far = false;
+  for (int g = 0; g < step.group(); ++g) {
+    const CodedHead& head = HeadOf(step, request, first + g);
+    far = far || BelievedShare(head) < step.options.target - kLargestShortfall;
+  }
+  if (!far) return;
+  GroupOf(step, request, kv_head).everything = true;
+  for (int part = 0; part < r.parts; ++part) {
+    // What was read is read again: counted twice, as it is.
+    step.samples[step.Query(request, first)] += step.Counts(request, kv_head)[part];
+    ReadAll(step, request, kv_head, part);
+  }
+  for (int g = 0; g < step.group(); ++g) ++step.reports[step.Query(request, first + g)].rounds;
+}
+
 // Log-sum-exp of a head's own selection; for measured steps.
 double OwnLse(Step& step, int request, int kv_head, int q_head) {
   const RequestPlan& r = step.requests[request];
@@ -157,34 +187,35 @@ double OwnLse(Step& step, int request, int kv_head, int q_head) {
 
 void VerifyGroup(Step& step, int request, int kv_head) {
   const RequestPlan& r = step.requests[request];
-  const bool everything = GroupOf(step, request, kv_head).everything;
+  CodedGroup& group = GroupOf(step, request, kv_head);
   const int first = kv_head * step.group();
-  for (int g = 0; g < step.group(); ++g) {
+  for (int g = 0; g < step.group() && !group.everything; ++g) {
     CodedHead& head = HeadOf(step, request, first + g);
     head.exact = head.fixed;
     head.estimated = 0;
     head.rows = 0;
-    for (int part = 0; part < r.parts; ++part) {
-      if (everything) {
-        head.rows += step.Counts(request, kv_head)[part];
-      } else {
-        Add(step.coded.part_masses[PartSlot(step, request, kv_head, part, g)], &head);
-      }
-    }
+    for (int part = 0; part < r.parts; ++part)
+      Add(step.coded.part_masses[PartSlot(step, request, kv_head, part, g)], &head);
   }
-  for (int round = 0; round < step.options.rounds && !everything; ++round) {
-    if (!Extend(step, request, kv_head)) break;
+  if (step.options.rounds > 0 && !group.everything) {
+    for (int round = 0; round < step.options.rounds; ++round) {
+      if (!Extend(step, request, kv_head)) break;
+    }
+    GiveUpOnCodes(step, request, kv_head);
   }
   for (int g = 0; g < step.group(); ++g) {
     CodedHead& head = HeadOf(step, request, first + g);
     HeadReport& report = step.reports[step.Query(request, first + g)];
+    if (group.everything) {
+      head.rows = 0;
+      for (int part = 0; part < r.parts; ++part) head.rows += step.Counts(request, kv_head)[part];
+      report.code_error = 0;
+    }
     report.own_rows = head.rows + std::ssize(r.forced);
-    const double unread = std::max(0.0, head.total - head.estimated) + head.skipped;
-    report.p_hat = everything ? 1 : head.exact / (head.exact + unread);
+    report.p_hat = group.everything ? 1 : BelievedShare(head);
     // Means weighted by estimates that are wrong by a factor do more harm than good.
     constexpr double kLargestTailError = 1;
-    if (everything) report.code_error = 0;
-    head.tail = !everything && step.options.tail && report.code_error <= kLargestTailError;
+    head.tail = !group.everything && step.options.tail && report.code_error <= kLargestTailError;
     if (step.params.measure_mass) {
       step.own_lse[step.Query(request, first + g)] = OwnLse(step, request, kv_head, first + g);
     }

@@ -236,6 +236,11 @@ inline size_t SelectRows(const TacticHead& head, const std::vector<double>& logi
   return rows;
 }
 
+// Whether the head, its rounds over, is so far from the target that its group reads all rows.
+inline bool GaveUp(const Verified& v, const Options& options) {
+  return options.rounds > 0 && v.p_hat < options.target - 0.1;
+}
+
 // Weights relative to the head's reference: unread keys with exp(logit), without v / 2, on the mean
 // of their cluster's values; skipped clusters on the mean of their segment's. `read` is by
 // position.

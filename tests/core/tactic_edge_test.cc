@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "src/threshold.h"
 #include "tactic/decode.h"
 #include "tests/core/isa_param.h"
 #include "tests/core/tactic_judge.h"
@@ -53,6 +54,29 @@ TEST(TacticEdge, TargetOneReadsEverythingAsDenseDoes) {
     }
     EXPECT_EQ(tally.everything, 8);
   }
+}
+
+// Logits so far apart that two bits place them wrongly by dozens: what was read first is next to
+// nothing, and one round does not find the rest.
+TEST(TacticEdge, CodesThatSayTooLittleAreGivenUp) {
+  TacticTally tally;
+  for (uint32_t seed : {1, 2, 3}) {
+    World world(TacticSpec({1500}, [&](WorldSpec& spec) {
+      spec.seed = seed;
+      spec.keys = KeyKind::kHeavyTailed;
+      spec.params.scale = 1;
+      spec.params.measure_mass = true;
+      spec.options.bits = 2;
+      spec.options.rounds = 1;
+      spec.options.dense_share = 1;
+    }));
+    ASSERT_TRUE(world.Run(2).ok());
+    TacticJudge(world, 2, &tally).JudgeAll();
+    for (int h = 0; h < 4; ++h) {
+      EXPECT_GE(world.Report(0, h).p_hat, world.spec().options.target - kLargestShortfall);
+    }
+  }
+  EXPECT_GT(tally.gave_up, 0);
 }
 
 TEST(TacticEdge, NoVisibleRowGivesZeros) {
