@@ -73,6 +73,7 @@ void AddJsonArg(CLI::App* app, std::string* path);
 void AddRun(CLI::App* app, Command* command);
 void AddDemo(CLI::App* app, Command* command);
 void AddBench(CLI::App* app, Command* command);
+void AddBenchPrompt(CLI::App* app, Command* command);
 void AddTrace(CLI::App* app, Command* command);
 void AddQuality(CLI::App* app, Command* command);
 void AddEval(CLI::App* app, Command* command);

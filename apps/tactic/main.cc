@@ -41,6 +41,7 @@ int Main(int argc, char** argv) {
   AddRun(&app, &command);
   AddDemo(&app, &command);
   AddBench(&app, &command);
+  AddBenchPrompt(&app, &command);
   AddTrace(&app, &command);
   AddQuality(&app, &command);
   AddEval(&app, &command);

@@ -26,7 +26,7 @@ struct RunArgs {
   std::string file;
   std::string system;
   bool raw = false;
-  bool prompt_attention = false;
+  std::string prompt_attention = "ours";
   int max_tokens = 256;
   double temperature = 0;
   uint32_t seed = 1;
@@ -178,7 +178,7 @@ nlohmann::json RunJson(const Session& session, size_t prompt_tokens, double prom
       {"context", session.capacity()},
       {"threads", session.options().threads},
       {"prompt_tokens", prompt_tokens},
-      {"prompt_attention", cost.options().prompt_attention},
+      {"prompt_attention", cost.options().prompt_attention ? "ours" : "stock"},
       {"prompt_ms", prompt_seconds * 1e3},
       {"prompt_tokens_per_s", Rate(static_cast<int64_t>(prompt_tokens), prompt_seconds)},
       {"generated_tokens", generated.tokens},
@@ -198,7 +198,7 @@ Status Run(const RunArgs& args, bool show_progress) {
   TACTIC_RETURN_IF_ERROR(llama::ParsePolicy(args.policy, &policy));
   llama::HookOptions hook;
   TACTIC_RETURN_IF_ERROR(ResolveAlgorithm(args.algorithm, policy, &hook));
-  hook.prompt_attention = args.prompt_attention;
+  hook.prompt_attention = args.prompt_attention == "ours" && policy != llama::Policy::kStock;
   TACTIC_RETURN_IF_ERROR(CheckModelArgs(args.model));
   Report report;
   TACTIC_RETURN_IF_ERROR(Report::Open(args.json, &report));
@@ -264,9 +264,10 @@ void AddRun(CLI::App* app, Command* command) {
       ->type_name("N");
   sub->add_option("--policy", args->policy, "who computes attention: stock, dense, paper or tactic")
       ->capture_default_str();
-  sub->add_flag(
-      "--prompt-attention", args->prompt_attention,
-      "read the prompt with our exact kernel instead of llama.cpp's (not with --policy stock)");
+  sub->add_option("--prompt-attention", args->prompt_attention,
+                  "who computes it while the prompt is read: our exact kernel or llama.cpp")
+      ->check(CLI::IsMember({"ours", "stock"}))
+      ->capture_default_str();
   sub->add_option("--measure-every", args->measure_every,
                   "measure the exact mass on every Nth step; 0: never")
       ->check(CLI::NonNegativeNumber)

@@ -51,12 +51,18 @@ TEST(Run, TacticIsTheDefaultAndSaysWhatItBelieves) {
   EXPECT_NE(outcome.err.find("p_hat"), std::string::npos);
 }
 
-TEST(Run, ReadsThePromptWithOurKernelWhenAsked) {
+TEST(Run, ReadsThePromptAsAsked) {
   TACTIC_REQUIRE_MODEL();
-  const Outcome outcome =
-      RunTactic({"run", "-p", "Hello", "-n", "4", "--prompt-attention", "--json", "-"});
-  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
-  EXPECT_EQ(json::parse(outcome.out)["prompt_attention"], true);
+  for (const std::string who : {"", "ours", "stock"}) {
+    std::vector<std::string> arguments = {"run", "-p", "Hello", "-n", "4", "--json", "-"};
+    if (!who.empty()) arguments.insert(arguments.end(), {"--prompt-attention", who});
+    const Outcome outcome = RunTactic(arguments);
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    EXPECT_EQ(json::parse(outcome.out)["prompt_attention"], who.empty() ? "ours" : who);
+  }
+  const Outcome outcome = RunTactic({"run", "-p", "Hello", "--prompt-attention", "theirs"});
+  EXPECT_NE(outcome.exit_code, 0);
+  EXPECT_NE(outcome.err.find("theirs"), std::string::npos);
 }
 
 TEST(Run, IsDeterministic) {

@@ -27,7 +27,7 @@
 
 namespace tactic::llama {
 
-// Who computes the attention of decode batches.
+// Who computes attention.
 enum class Policy : uint8_t {
   kStock,   // llama.cpp itself
   kDense,   // our exact kernel over every visible token
@@ -51,9 +51,9 @@ struct HookOptions {
   // ones are prompt: we index their keys, and attention stays exact. Range [1, 64].
   int max_decode_tokens = 8;
   // Prompt batches attend through our exact kernel (tactic/prompt.h) instead of stock attention,
-  // under every policy but stock. Faster, and it does not sum in half precision; off by default, so
-  // that what is in the cache is what llama.cpp would have put there.
-  bool prompt_attention = false;
+  // under every policy but stock. Faster (bench/results/prompt_*.json), and it does not sum in half
+  // precision. False: what is in the cache is what llama.cpp would have put there.
+  bool prompt_attention = true;
 };
 
 // Totals since the last TakeStats. A selection is what one query head chose for one token in one
