@@ -45,6 +45,8 @@ struct CodedHead {
   double estimated = 0;       // what the codes said of the own rows
   int64_t rows = 0;           // own rows, forced ones left out
   float norm = 0;             // |q * scale|^2
+  float low = kNoKey;         // keys in [low, high) are read in this round; none unless low < high
+  float high = kNoKey;        //
   bool tail = false;          // unread mass counts in the output
   cpu::CodeQuery query = {};  // but half_variance, which depends on the segment's bits
 };
@@ -56,11 +58,15 @@ struct CodedGroup {
   int64_t scored = 0;            // clusters scored
   std::atomic<int64_t> scanned;  // blocks of codes read, in bytes
   std::atomic<int64_t> means;    // means of values read
+  std::atomic<int> round_next;   // part to be claimed in this round of reading on
+  std::atomic<int> round_left;   // parts of it that are not done
+  int rounds = 0;                // how many there were
 };
 
 struct CodedStep {
   std::vector<CodedSegment> segments;    // of all requests, back to back
   std::atomic<int> next[4];              // units claimed, by stage
+  std::atomic<int> unverified;           // KV heads whose selection is not settled
   std::vector<CodedHead> heads;          // [request][q_head]
   std::unique_ptr<CodedGroup[]> groups;  // [request][kv_head]
   int64_t group_capacity = 0;

@@ -114,6 +114,7 @@ void PlanCoded(Step& step, int64_t clusters, int64_t keys) {
   const LayerShape& shape = step.shape;
   const int64_t queries = int64_t{step.num_requests()} * shape.q_heads;
   const int64_t pairs = int64_t{step.num_requests()} * shape.kv_heads;
+  coded.unverified = 0;
   coded.heads.assign(static_cast<size_t>(queries), CodedHead());
   if (coded.group_capacity < pairs) {
     coded.groups = std::make_unique<CodedGroup[]>(static_cast<size_t>(pairs));
@@ -125,6 +126,9 @@ void PlanCoded(Step& step, int64_t clusters, int64_t keys) {
       CodedGroup& group = coded.groups[step.Pair(request, h)];
       for (std::atomic<int>& waiting : group.waiting) waiting = r.parts;
       group.waiting[0] += step.chunks;
+      group.round_next = r.parts;
+      group.rounds = 0;
+      coded.unverified += r.coded.empty() ? 0 : 1;
       group.everything = false;
       group.scored = 0;
       group.scanned = 0;

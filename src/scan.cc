@@ -114,7 +114,11 @@ void FindThresholds(Step& step, int request, int kv_head) {
     const double unread = Unread(step.options, head, 0);
     const double need = EstimatedMassFor(step.options, head.fixed, unread, 1);
     const Threshold threshold = ThresholdFor(step, request, kv_head, g, need);
-    head.threshold = threshold.key;
+    head.threshold = head.low = threshold.key;
+    head.high = kNoKey;
+    head.exact = head.fixed;
+    head.estimated = 0;
+    head.rows = 0;
     most = std::max(most, threshold.key == kEveryKey ? kNoKey : threshold.rows);
     step.reports[step.Query(request, first + g)].code_error = CodeError(r, kv_head, head.norm);
   }

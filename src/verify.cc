@@ -2,6 +2,7 @@
 // for each query head, whether they hold the target's share; if not, more keys.
 #include <algorithm>
 #include <cmath>
+#include <thread>
 
 #include "src/coded_units.h"
 #include "src/mass.h"
@@ -78,41 +79,12 @@ void ReadAll(Step& step, int request, int kv_head, int part) {
   ReadKeys(step, request, kv_head, part, 0, count);
 }
 
-void VerifyPart(Step& step, int request, int kv_head, int part) {
-  if (GroupOf(step, request, kv_head).everything) {
-    ReadAll(step, request, kv_head, part);
-    return;
-  }
-  float low[LayerShape::kMaxGroup];
-  float high[LayerShape::kMaxGroup];
-  for (int g = 0; g < step.group(); ++g) {
-    low[g] = HeadOf(step, request, kv_head * step.group() + g).threshold;
-    high[g] = kNoKey;
-  }
-  step.Counts(request, kv_head)[part] = 0;
-  ReadRange(step, request, kv_head, part, low, high);
-  for (int g = 0; g < step.group(); ++g) {
-    step.coded.part_masses[PartSlot(step, request, kv_head, part, g)] =
-        SumPart(step, request, kv_head, part, g, low[g], high[g]);
-  }
-}
-
-void Add(const CodedStep::PartMass& sum, CodedHead* head) {
-  head->exact += sum.exact;
-  head->estimated += sum.estimated;
-  head->rows += sum.rows;
-}
-
-// One round: the heads that fell short read on. False when there was none.
-bool Extend(Step& step, int request, int kv_head) {
-  const RequestPlan& r = step.requests[request];
-  float low[LayerShape::kMaxGroup];
-  float high[LayerShape::kMaxGroup];
+// Sets what the heads of a group that fell short read next. False when there is none.
+bool PlanRound(Step& step, int request, int kv_head) {
   bool any = false;
   for (int g = 0; g < step.group(); ++g) {
-    const int q_head = kv_head * step.group() + g;
-    CodedHead& head = HeadOf(step, request, q_head);
-    low[g] = high[g] = kNoKey;  // an empty range
+    CodedHead& head = HeadOf(step, request, kv_head * step.group() + g);
+    head.low = head.high = kNoKey;
     const double unread = Unread(step.options, head, head.estimated);
     if (head.threshold == kEveryKey || Reached(step.options, head.exact, unread)) continue;
     // What the codes promised of the rows read so far, and what these kept. Keys are selected for
@@ -124,22 +96,43 @@ bool Extend(Step& step, int request, int kv_head) {
     // The bin's keys lie lower than if they were spread evenly: all of them.
     if (threshold.key >= head.threshold) threshold.key = threshold.edge;
     if (threshold.key >= head.threshold) continue;  // rounding: there is nothing in between
-    low[g] = threshold.key;
-    high[g] = head.threshold;
+    head.low = threshold.key;
+    head.high = head.threshold;
     any = true;
   }
-  if (!any) return false;
-  for (int part = 0; part < r.parts; ++part) ReadRange(step, request, kv_head, part, low, high);
+  return any;
+}
+
+// Reads the part's keys that lie in some head's range, and sums up what each head found.
+void ReadPart(Step& step, int request, int kv_head, int part) {
+  float low[LayerShape::kMaxGroup];
+  float high[LayerShape::kMaxGroup];
   for (int g = 0; g < step.group(); ++g) {
-    if (!(low[g] < high[g])) continue;
-    const int q_head = kv_head * step.group() + g;
-    CodedHead& head = HeadOf(step, request, q_head);
-    for (int part = 0; part < r.parts; ++part)
-      Add(SumPart(step, request, kv_head, part, g, low[g], high[g]), &head);
-    head.threshold = low[g];
-    ++step.reports[step.Query(request, q_head)].rounds;
+    const CodedHead& head = HeadOf(step, request, kv_head * step.group() + g);
+    low[g] = head.low;
+    high[g] = head.high;
   }
-  return true;
+  ReadRange(step, request, kv_head, part, low, high);
+  for (int g = 0; g < step.group(); ++g) {
+    step.coded.part_masses[PartSlot(step, request, kv_head, part, g)] =
+        low[g] < high[g] ? SumPart(step, request, kv_head, part, g, low[g], high[g])
+                         : CodedStep::PartMass();
+  }
+}
+
+// Adds what was found in the heads' ranges, once all parts are read.
+void AddFound(Step& step, int request, int kv_head) {
+  for (int g = 0; g < step.group(); ++g) {
+    CodedHead& head = HeadOf(step, request, kv_head * step.group() + g);
+    if (!(head.low < head.high)) continue;
+    for (int part = 0; part < step.requests[request].parts; ++part) {
+      const auto& sum = step.coded.part_masses[PartSlot(step, request, kv_head, part, g)];
+      head.exact += sum.exact;
+      head.estimated += sum.estimated;
+      head.rows += sum.rows;
+    }
+    head.threshold = head.low;
+  }
 }
 
 double BelievedShare(const CodedHead& head) {
@@ -185,41 +178,80 @@ double OwnLse(Step& step, int request, int kv_head, int q_head) {
   return mass.max + std::log(mass.sum);
 }
 
-void VerifyGroup(Step& step, int request, int kv_head) {
+// What is known of a group's selection when nothing more is read.
+void Settle(Step& step, int request, int kv_head) {
   const RequestPlan& r = step.requests[request];
-  CodedGroup& group = GroupOf(step, request, kv_head);
+  const bool everything = GroupOf(step, request, kv_head).everything;
   const int first = kv_head * step.group();
-  for (int g = 0; g < step.group() && !group.everything; ++g) {
-    CodedHead& head = HeadOf(step, request, first + g);
-    head.exact = head.fixed;
-    head.estimated = 0;
-    head.rows = 0;
-    for (int part = 0; part < r.parts; ++part)
-      Add(step.coded.part_masses[PartSlot(step, request, kv_head, part, g)], &head);
-  }
-  if (step.options.rounds > 0 && !group.everything) {
-    for (int round = 0; round < step.options.rounds; ++round) {
-      if (!Extend(step, request, kv_head)) break;
-    }
-    GiveUpOnCodes(step, request, kv_head);
-  }
   for (int g = 0; g < step.group(); ++g) {
     CodedHead& head = HeadOf(step, request, first + g);
     HeadReport& report = step.reports[step.Query(request, first + g)];
-    if (group.everything) {
+    if (everything) {
       head.rows = 0;
       for (int part = 0; part < r.parts; ++part) head.rows += step.Counts(request, kv_head)[part];
       report.code_error = 0;
     }
     report.own_rows = head.rows + std::ssize(r.forced);
-    report.p_hat = group.everything ? 1 : BelievedShare(head);
+    report.p_hat = everything ? 1 : BelievedShare(head);
     // Means weighted by estimates that are wrong by a factor do more harm than good.
     constexpr double kLargestTailError = 1;
-    head.tail = !group.everything && step.options.tail && report.code_error <= kLargestTailError;
+    head.tail = !everything && step.options.tail && report.code_error <= kLargestTailError;
     if (step.params.measure_mass) {
       step.own_lse[step.Query(request, first + g)] = OwnLse(step, request, kv_head, first + g);
     }
   }
+  step.coded.unverified.fetch_sub(1, std::memory_order_release);
+}
+
+// After all parts of a group were read: another round, whose parts any thread may claim, or none.
+void NextRound(Step& step, int request, int kv_head) {
+  CodedGroup& group = GroupOf(step, request, kv_head);
+  if (!group.everything) {
+    AddFound(step, request, kv_head);
+    if (group.rounds < step.options.rounds && PlanRound(step, request, kv_head)) {
+      ++group.rounds;
+      for (int g = 0; g < step.group(); ++g) {
+        const int q_head = kv_head * step.group() + g;
+        const CodedHead& head = HeadOf(step, request, q_head);
+        step.reports[step.Query(request, q_head)].rounds += head.low < head.high;
+      }
+      group.round_left.store(step.requests[request].parts, std::memory_order_relaxed);
+      group.round_next.store(0, std::memory_order_release);
+      return;
+    }
+    if (step.options.rounds > 0) GiveUpOnCodes(step, request, kv_head);
+  }
+  Settle(step, request, kv_head);
+}
+
+// Reads the first choice of every head, or all keys.
+void VerifyPart(Step& step, int request, int kv_head, int part) {
+  if (GroupOf(step, request, kv_head).everything) {
+    ReadAll(step, request, kv_head, part);
+    return;
+  }
+  step.Counts(request, kv_head)[part] = 0;
+  ReadPart(step, request, kv_head, part);
+}
+
+// Does the parts of rounds that are to be had. False when there were none.
+bool ReadOn(Step& step) {
+  bool any = false;
+  for (int request = 0; request < step.num_requests(); ++request) {
+    const RequestPlan& r = step.requests[request];
+    for (int kv_head = 0; kv_head < step.shape.kv_heads && !r.coded.empty(); ++kv_head) {
+      CodedGroup& group = GroupOf(step, request, kv_head);
+      while (group.round_next.load(std::memory_order_relaxed) < r.parts) {
+        const int part = group.round_next.fetch_add(1, std::memory_order_acquire);
+        if (part >= r.parts) break;
+        ReadPart(step, request, kv_head, part);
+        if (group.round_left.fetch_sub(1, std::memory_order_acq_rel) == 1)
+          NextRound(step, request, kv_head);
+        any = true;
+      }
+    }
+  }
+  return any;
 }
 
 }  // namespace
@@ -227,8 +259,18 @@ void VerifyGroup(Step& step, int request, int kv_head) {
 void VerifyStage(Step& step) {
   ClaimParts(step, kVerifyUnits, [&](int request, int kv_head, int part) {
     VerifyPart(step, request, kv_head, part);
-    if (LastUnit(step, kVerifyUnits, request, kv_head)) VerifyGroup(step, request, kv_head);
+    if (LastUnit(step, kVerifyUnits, request, kv_head)) NextRound(step, request, kv_head);
   });
+  // Most selections are extended, a KV head at a time: threads without a unit help with that rather
+  // than wait at the end of the stage. What another thread is at takes microseconds.
+  constexpr int kPatience = 1000;
+  for (int idle = 0; step.coded.unverified.load(std::memory_order_acquire) > 0;) {
+    if (ReadOn(step)) {
+      idle = 0;
+    } else if (++idle > kPatience) {
+      std::this_thread::yield();
+    }
+  }
 }
 
 }  // namespace tactic
