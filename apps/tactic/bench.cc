@@ -6,6 +6,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <numeric>
 #include <set>
 
 #include "arguments.h"
@@ -36,6 +37,7 @@ struct BenchArgs {
   int repeats = 5;
   int tokens = 8;
   int mass_tokens = 16;
+  bool stages = false;
   uint64_t seed = 1;
   std::string json;
 };
@@ -71,6 +73,8 @@ class Bench {
   // `count` steps at `depth`, then back. Times go to `times` (may be null) after the warm-up.
   Status Steps(Session* session, int depth, int warm_up, int count, std::vector<double>* times);
   Status MeasureRepeat(int depth, int repeat, DepthResult* result);
+  // As many steps as were timed, stage by stage: the clocks may cost a little.
+  Status MeasureStages(int depth, const llama::HookOptions& policy, DepthResult* result);
 
   const BenchArgs& args_;
   const bool show_progress_;
@@ -241,6 +245,30 @@ Status Bench::MeasureRepeat(int depth, int repeat, DepthResult* result) {
   return Status::Ok();
 }
 
+Status Bench::MeasureStages(int depth, const llama::HookOptions& policy, DepthResult* result) {
+  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(policy));
+  TACTIC_RETURN_IF_ERROR(Steps(session_.get(), depth, 0, kWarmUpSteps, nullptr));
+  StepStages stages;
+  stages.policy = policy.policy;
+  stages.depth = depth;
+  stages.threads = llama_n_threads(session_->get());
+  std::vector<double> times;
+  session_->hook()->TakeStats();
+  session_->hook()->TakeStageTimes();
+  session_->hook()->MeasureStages(true);
+  Status status;
+  for (int repeat = 0; repeat < args_.repeats && status.ok(); ++repeat)
+    status = Steps(session_.get(), depth, 0, args_.tokens, &times);
+  session_->hook()->MeasureStages(false);
+  TACTIC_RETURN_IF_ERROR(status);
+  stages.steps = static_cast<int>(times.size());
+  stages.step_ms = std::accumulate(times.begin(), times.end(), 0.0) / stages.steps;
+  stages.stats = session_->hook()->TakeStats();
+  stages.layers = session_->hook()->TakeStageTimes();
+  result->stages.push_back(std::move(stages));
+  return Status::Ok();
+}
+
 Status Bench::Measure(int depth, DepthResult* result) {
   TACTIC_RETURN_IF_ERROR(RollBack(depth));
   result->depth = depth;
@@ -262,6 +290,10 @@ Status Bench::Measure(int depth, DepthResult* result) {
   }
   for (int repeat = 0; repeat < args_.repeats; ++repeat) {
     TACTIC_RETURN_IF_ERROR(MeasureRepeat(depth, repeat, result));
+  }
+  for (const llama::HookOptions& policy : policies_) {
+    if (args_.stages && policy.policy != Policy::kStock)
+      TACTIC_RETURN_IF_ERROR(MeasureStages(depth, policy, result));
   }
   for (Cost& cost : result->costs) {
     if (!Selects(cost.policy()) || random() || args_.mass_tokens == 0) continue;
@@ -342,6 +374,8 @@ void AddBench(CLI::App* app, Command* command) {
       ->check(CLI::Range(0, 4096))
       ->capture_default_str()
       ->type_name("N");
+  sub->add_flag("--stages", args->stages,
+                "also time every stage of every layer, with the bytes it reads");
   sub->add_option("--seed", args->seed, "seed of random K and V")
       ->capture_default_str()
       ->type_name("N");

@@ -166,18 +166,19 @@ nlohmann::json BenchPrompt::CommonFields() const {
 }
 
 void PrintTable(const std::vector<LengthResult>& results, FILE* out) {
-  fmt::print(out, "{:>7}  {:>14}  {:>9}  {:>17}  {:>8}  {:>8}  {:>7}\n", "tokens", "reader",
-             "seconds", "p10-p90", "tokens/s", "vs stock", "index s");
+  Table table({"tokens", "reader", "seconds", "p10-p90", "tokens/s", "vs stock", "index s"});
   for (const LengthResult& length : results) {
     for (const ReaderResult& result : length.readers) {
       const Quantiles time = Summarize(result.milliseconds);
-      fmt::print(out, "{:>7}  {:>14}  {:>9.2f}  {:>17}  {:>8.0f}  {:>8}  {:>7.2f}\n", length.tokens,
-                 result.reader->name, time.median / 1e3,
-                 fmt::format("{:.2f}-{:.2f}", time.p10 / 1e3, time.p90 / 1e3),
-                 length.tokens / time.median * 1e3, Speedup(time.median, length.Stock()),
-                 result.index_ms / 1e3);
+      table.AddRow({fmt::format("{}", length.tokens), result.reader->name,
+                    fmt::format("{:.2f}", time.median / 1e3),
+                    fmt::format("{:.2f}-{:.2f}", time.p10 / 1e3, time.p90 / 1e3),
+                    fmt::format("{:.0f}", length.tokens / time.median * 1e3),
+                    Speedup(time.median, length.Stock()),
+                    fmt::format("{:.2f}", result.index_ms / 1e3)});
     }
   }
+  table.Print(out);
 }
 
 nlohmann::json Records(const std::vector<LengthResult>& results, const nlohmann::json& common) {

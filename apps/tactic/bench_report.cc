@@ -86,6 +86,9 @@ void PrintBenchTable(const std::vector<DepthResult>& results, double target, boo
     }
   }
   for (const DepthResult& result : results) {
+    for (const StepStages& stages : result.stages) PrintStages(stages, out);
+  }
+  for (const DepthResult& result : results) {
     for (const Cost& cost : result.costs) {
       if (cost.policy() != Policy::kStock) continue;
       const std::optional<double> off = MedianOf(result.fa_off_ms);
@@ -113,6 +116,9 @@ nlohmann::json BenchRecords(const std::vector<DepthResult>& results, const nlohm
       const bool stock = cost.policy() == Policy::kStock;
       record["stock_fa_on_ms"] = OrNull(stock ? std::optional(cost.Time().median) : std::nullopt);
       record["stock_fa_off_ms"] = OrNull(stock ? MedianOf(result.fa_off_ms) : std::nullopt);
+      for (const StepStages& stages : result.stages) {
+        if (stages.policy == cost.policy()) record["stages"] = StagesJson(stages);
+      }
       if (common.at("fill") == "random") {
         for (const char* field : {"mass_reached_mean", "target_reached_share", "mass_union_mean",
                                   "target_reached_share_union"}) {

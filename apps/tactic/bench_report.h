@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "bench_stages.h"
 #include "measure.h"
 
 namespace tactic::app {
@@ -17,6 +18,7 @@ struct DepthResult {
   int64_t kv_bytes = 0;           // of K and V of all layers at that depth; 0: unknown
   std::vector<Cost> costs;        // one per policy; stock's times are those with flash attention on
   std::vector<double> fa_off_ms;  // stock with flash attention off; empty when not measured
+  std::vector<StepStages> stages;  // of policies but stock; empty when not asked for
 
   // Stock is whatever llama.cpp does faster: flash attention on or off.
   Quantiles Time(const Cost& cost) const;

@@ -14,6 +14,7 @@
 #include "llama/src/huge_pages.h"
 #include "llama/src/node_rewrite.h"
 #include "llama/src/policy.h"
+#include "llama/src/stage_clock.h"
 #include "src/check.h"
 #include "tactic/isa.h"
 
@@ -85,6 +86,14 @@ class Hook::Impl {
 
   void MeasureMass(bool on) { batch_.set_measure(on); }
 
+  void MeasureStages(bool on) { time_stages_ = on; }
+
+  std::vector<LayerTimes> TakeStageTimes() {
+    std::vector<LayerTimes> times;
+    for (auto& [layer, calls] : layers_) times.push_back(calls->clock.Take(layer));
+    return times;
+  }
+
   HookStats TakeStats() {
     batch_.Harvest();
     HookStats stats = batch_.stats();
@@ -108,19 +117,22 @@ class Hook::Impl {
   }
 
  private:
-  enum { kPromptPhase = -2, kIndexPhase = -1 };
+  // Before the phases of DecodeStep; in the order of Stage.
+  enum { kIndexPhase = -2, kPromptPhase = -1, kFirstPhase = kIndexPhase };
   // What a rewritten node calls: one phase of one layer.
   struct PhaseCall {
     Impl* hook;
     AttentionBatch::Layer* layer;
+    StageClock* clock;
     int phase;
     CustomOp op;
   };
   struct LayerCalls {
     AttentionBatch::Layer layer;
-    std::vector<PhaseCall> calls;  // kPromptPhase, kIndexPhase, then the phases of DecodeStep
+    StageClock clock;
+    std::vector<PhaseCall> calls;  // from kFirstPhase on
 
-    const CustomOp& op(int phase) const { return calls[phase - kPromptPhase].op; }
+    const CustomOp& op(int phase) const { return calls[phase - kFirstPhase].op; }
     uint64_t graph = 0;  // the graph it serves
   };
   // Layers that share a mask, and so a cache and its cell numbers.
@@ -151,6 +163,8 @@ class Hook::Impl {
 
   static void PhaseFunction(ggml_tensor*, int thread, int threads, void* user_data) {
     const auto* call = static_cast<const PhaseCall*>(user_data);
+    const StageTimer timer(call->hook->time_stages_ ? call->clock : nullptr,
+                           static_cast<Stage>(call->phase - kFirstPhase));
     if (call->phase == kPromptPhase) {
       call->hook->batch_.RunPrompt(thread);
     } else if (call->phase == kIndexPhase) {
@@ -165,8 +179,8 @@ class Hook::Impl {
     auto& calls = layers_[layer];
     if (calls == nullptr) {
       calls = std::make_unique<LayerCalls>();
-      for (int phase = kPromptPhase; phase < kPhases; ++phase) {
-        calls->calls.push_back({this, &calls->layer, phase, {}});
+      for (int phase = kFirstPhase; phase < kPhases; ++phase) {
+        calls->calls.push_back({this, &calls->layer, &calls->clock, phase, {}});
       }
       for (PhaseCall& call : calls->calls) {
         const Status status = CustomOp::Make(PhaseFunction, &call, &call.op);
@@ -282,7 +296,9 @@ class Hook::Impl {
       calls->op(kIndexPhase).Rewrite(before_[kPhasesBefore - 1]);
       call(Phase::kRank).Rewrite(pending_node_);
     } else {
-      for (int i = 0; i < kPhasesBefore; ++i) calls->op(kIndexPhase + i).Rewrite(before_[i]);
+      calls->op(kIndexPhase).Rewrite(before_[0]);
+      for (Phase phase : {Phase::kRank, Phase::kBudget, Phase::kSelect})
+        call(phase).Rewrite(before_[1 + static_cast<int>(phase)]);
       call(Phase::kAttend).Rewrite(pending_node_);
     }
     call(Phase::kCombine).Rewrite(node);
@@ -332,6 +348,7 @@ class Hook::Impl {
   HookOptions options_;                    // with the mode of the policy
   std::map<Mode, Options> index_options_;  // that each mode had last
   AttentionBatch batch_;
+  bool time_stages_ = false;
   Status problem_;
   std::map<int, std::unique_ptr<LayerCalls>> layers_;
   std::map<int, Group> groups_;  // by the first layer of each
@@ -374,7 +391,9 @@ Status Hook::SetOptions(const HookOptions& options) { return impl_->SetOptions(o
 const HookOptions& Hook::options() const { return impl_->options(); }
 void Hook::DropIndex() { impl_->DropIndex(); }
 void Hook::MeasureMass(bool on) { impl_->MeasureMass(on); }
+void Hook::MeasureStages(bool on) { impl_->MeasureStages(on); }
 HookStats Hook::TakeStats() { return impl_->TakeStats(); }
+std::vector<LayerTimes> Hook::TakeStageTimes() { return impl_->TakeStageTimes(); }
 Status Hook::LastProblem() const { return impl_->Problem(); }
 
 }  // namespace tactic::llama

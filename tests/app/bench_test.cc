@@ -16,6 +16,57 @@ std::vector<std::string> TinyBench(const std::string& cache, const std::string& 
           "--mass-tokens", "2",        "--cache-dir", cache,       "--json", "-"};
 }
 
+TEST(Bench, SaysWhereTheTimeGoes) {
+  TACTIC_REQUIRE_MODEL();
+  const TemporaryFolder folder;
+  std::vector<std::string> arguments = TinyBench(folder.path(), "1200");
+  arguments.emplace_back("--stages");
+  const Outcome outcome = RunTactic(arguments);
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  for (const json& record : json::parse(outcome.out)) {
+    ASSERT_EQ(record.contains("stages"), record["policy"] != "stock");
+    if (record["policy"] == "stock") continue;
+    SCOPED_TRACE(record["policy"].get<std::string>());
+    const json& stages = record["stages"];
+    EXPECT_EQ(stages["steps"], 6);
+    EXPECT_EQ(stages["layers"].size(), 30U);
+    double all = 0, bytes = 0;
+    for (const auto& [name, stage] : stages["stages"].items()) {
+      all += stage["ms"].get<double>();
+      bytes += stage["bytes"].get<double>();
+      double of_layers = 0;
+      for (const json& layer : stages["layers"]) of_layers += layer[name].get<double>();
+      EXPECT_NEAR(of_layers, stage["ms"], 1e-9);
+    }
+    EXPECT_GT(stages["stages"]["rank"]["ms"], 0);
+    EXPECT_LT(all, stages["step_ms"]) << "the rest of the model takes time, too";
+    EXPECT_GT(bytes, 0);
+  }
+}
+
+TEST(BenchPrompt, WritesARecordPerLengthAndReader) {
+  TACTIC_REQUIRE_MODEL();
+  const Outcome outcome =
+      RunTactic({"bench-prompt", "--lengths", "64,1200", "--repeats", "2", "--json", "-"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const json records = json::parse(outcome.out);
+  ASSERT_EQ(records.size(), 8U);
+  std::set<std::pair<int, std::string>> seen;
+  for (const json& record : records) {
+    const auto reader = record["reader"].get<std::string>();
+    seen.emplace(record["tokens"].get<int>(), reader);
+    EXPECT_GT(record["milliseconds"]["median"], 0);
+    EXPECT_GT(record["tokens_per_second"], 0);
+    EXPECT_LE(record["speedup_vs_stock"], reader.starts_with("stock") ? 1 : 1e3);
+    const bool indexes = !reader.starts_with("stock") && record["tokens"] == 1200;
+    EXPECT_EQ(record["index_build_ms"] > 0, indexes) << reader;
+  }
+  EXPECT_EQ(seen.size(), 8U);
+  const Outcome long_prompt = RunTactic({"bench-prompt", "--lengths", "10000000"});
+  EXPECT_NE(long_prompt.exit_code, 0);
+  EXPECT_NE(long_prompt.err.find("--lengths"), std::string::npos) << long_prompt.err;
+}
+
 TEST(Bench, WritesARecordPerDepthAndPolicy) {
   TACTIC_REQUIRE_MODEL();
   const TemporaryFolder folder;

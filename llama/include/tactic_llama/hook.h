@@ -20,10 +20,12 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 #include "llama.h"
 #include "tactic/options.h"
 #include "tactic/status.h"
+#include "tactic_llama/stages.h"
 
 namespace tactic::llama {
 
@@ -127,8 +129,15 @@ class Hook {
   // reads every key).
   void MeasureMass(bool on);
 
+  // While on, every stage of every layer that we compute is timed.
+  void MeasureStages(bool on);
+
   // Totals since the last call; resets them.
   HookStats TakeStats();
+
+  // Times of stages since the last call, by ascending layer; resets them. All zeros unless
+  // MeasureStages was on.
+  std::vector<LayerTimes> TakeStageTimes();
 
   // OK, or why an attention node of the last llama_decode could not be taken over although the
   // policy asked for it, e.g. a model whose graph has no flash-attention nodes. Decoding went on
