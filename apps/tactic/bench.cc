@@ -253,17 +253,17 @@ Status Bench::MeasureStages(int depth, const llama::HookOptions& policy, DepthRe
   stages.depth = depth;
   stages.threads = llama_n_threads(session_->get());
   std::vector<double> times;
-  session_->hook()->TakeStats();
   session_->hook()->TakeStageTimes();
   session_->hook()->MeasureStages(true);
   Status status;
-  for (int repeat = 0; repeat < args_.repeats && status.ok(); ++repeat)
+  for (int repeat = 0; repeat < args_.repeats && status.ok(); ++repeat) {
     status = Steps(session_.get(), depth, 0, args_.tokens, &times);
+    stages.AddReads(session_->hook()->TakeStats());
+  }
   session_->hook()->MeasureStages(false);
   TACTIC_RETURN_IF_ERROR(status);
   stages.steps = static_cast<int>(times.size());
   stages.step_ms = std::accumulate(times.begin(), times.end(), 0.0) / stages.steps;
-  stages.stats = session_->hook()->TakeStats();
   stages.layers = session_->hook()->TakeStageTimes();
   result->stages.push_back(std::move(stages));
   return Status::Ok();

@@ -43,18 +43,23 @@ double StepStages::Milliseconds(Stage stage) const {
   return sum;
 }
 
+void StepStages::AddReads(const llama::HookStats& stats) {
+  bytes_clusters += stats.bytes_clusters;
+  bytes_codes += stats.bytes_codes;
+  bytes_rows += stats.bytes_rows;
+}
+
 double StepStages::Bytes(Stage stage) const {
   const auto per_step = [this](int64_t bytes) { return static_cast<double>(bytes) / steps; };
-  if (policy == llama::Policy::kDense)
-    return stage == Stage::kRank ? per_step(stats.bytes_rows) : 0;
+  if (policy == llama::Policy::kDense) return stage == Stage::kRank ? per_step(bytes_rows) : 0;
   switch (stage) {
     case Stage::kRank:
-      return per_step(stats.bytes_clusters);
+      return per_step(bytes_clusters);
     case Stage::kBudget:
-      return per_step(stats.bytes_codes);
+      return per_step(bytes_codes);
     case Stage::kSelect:
     case Stage::kAttend:
-      return per_step(stats.bytes_rows) / 2;
+      return per_step(bytes_rows) / 2;
     default:
       return 0;
   }

@@ -16,9 +16,13 @@ struct StepStages {
   int depth = 0;
   int threads = 1;
   int steps = 0;
-  double step_ms = 0;  // mean wall time of a whole step
-  llama::HookStats stats;
+  double step_ms = 0;          // mean wall time of a whole step
+  int64_t bytes_clusters = 0;  // of all steps
+  int64_t bytes_codes = 0;
+  int64_t bytes_rows = 0;
   std::vector<llama::LayerTimes> layers;
+
+  void AddReads(const llama::HookStats& stats);
 
   // Of a stage per step, all layers: the threads' time divided by their number, so that what they
   // wait for each other is left to the rest of the step.
