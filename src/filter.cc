@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "src/attend.h"
+#include "src/code_query.h"
 #include "src/coded_units.h"
 #include "src/mass.h"
 
@@ -77,28 +78,11 @@ float LargestSkipped(const float* masses, int64_t n, double budget) {
 void PrepareQuery(Step& step, int request, int q_head, CodedHead* head) {
   const RequestPlan& r = step.requests[request];
   const int dim = step.shape.head_dim;
-  const float* q = r.request.q + q_head * r.request.q_stride;
-  float scaled[LayerShape::kMaxDim] = {};
-  float rotated[LayerShape::kMaxDim];
-  head->norm = 0;
-  for (int x = 0; x < dim; ++x) {
-    scaled[x] = q[x] * step.params.scale;
-    head->norm += scaled[x] * scaled[x];
-  }
-  Rotate(scaled, dim, rotated);
-  float most = 0;
-  for (int x = 0; x < dim; ++x) most = std::max(most, std::fabs(rotated[x]));
-  const float unit = most / 127;
-  const int padded = CodeQueryDim(dim);
-  int32_t* packed = step.coded.packed.data() + step.Query(request, q_head) * (padded / 4);
-  auto* bytes = reinterpret_cast<int8_t*>(packed);
-  int32_t sum = 0;
-  for (int x = 0; x < padded; ++x) {
-    const bool zero = x >= dim || unit == 0;
-    bytes[x] = zero ? int8_t{0} : static_cast<int8_t>(std::lround(rotated[x] / unit));
-    sum += bytes[x];
-  }
-  head->query = {packed, unit, -kLevelZero * unit * static_cast<float>(sum), 0, head->reference};
+  int32_t* packed =
+      step.coded.packed.data() + step.Query(request, q_head) * (CodeQueryDim(dim) / 4);
+  head->query = PackQuery(r.request.q + q_head * r.request.q_stride, dim, step.params.scale, packed,
+                          &head->norm);
+  head->query.reference = head->reference;
 }
 
 // A head's masses relative to its reference; false when something is not finite.

@@ -1,0 +1,41 @@
+// A query as the codes of keys are scanned with.
+#ifndef TACTIC_SRC_CODE_QUERY_H_
+#define TACTIC_SRC_CODE_QUERY_H_
+
+#include <algorithm>
+#include <cmath>
+
+#include "src/codes.h"
+#include "src/cpu/kernels.h"
+#include "tactic/shape.h"
+
+namespace tactic {
+
+// Rotates scale * q[0, dim) and packs it, as signed bytes, into packed[0, CodeQueryDim(dim) / 4).
+// *norm = |scale * q|^2. half_variance and reference of the result are left at 0.
+inline cpu::CodeQuery PackQuery(const float* q, int dim, float scale, int32_t* packed,
+                                float* norm) {
+  float scaled[LayerShape::kMaxDim] = {};
+  float rotated[LayerShape::kMaxDim];
+  *norm = 0;
+  for (int x = 0; x < dim; ++x) {
+    scaled[x] = q[x] * scale;
+    *norm += scaled[x] * scaled[x];
+  }
+  Rotate(scaled, dim, rotated);
+  float most = 0;
+  for (int x = 0; x < dim; ++x) most = std::max(most, std::fabs(rotated[x]));
+  const float unit = most / 127;
+  auto* bytes = reinterpret_cast<int8_t*>(packed);
+  int32_t sum = 0;
+  for (int x = 0; x < CodeQueryDim(dim); ++x) {
+    const bool zero = x >= dim || unit == 0;
+    bytes[x] = zero ? int8_t{0} : static_cast<int8_t>(std::lround(rotated[x] / unit));
+    sum += bytes[x];
+  }
+  return {packed, unit, -kLevelZero * unit * static_cast<float>(sum), 0, 0};
+}
+
+}  // namespace tactic
+
+#endif  // TACTIC_SRC_CODE_QUERY_H_
