@@ -3,12 +3,24 @@
 #ifndef TACTIC_SRC_ATTEND_H_
 #define TACTIC_SRC_ATTEND_H_
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "src/step.h"
 
 namespace tactic {
+
+// Cells that all KV heads go through together, of `bytes` of keys and values each: their rows lie
+// side by side, so a block is streamed from memory once, in order, and stays in L2 for the heads
+// after the first, beside the next block, which is on its way.
+inline size_t CellBlock(size_t bytes) {
+  constexpr size_t kBytes = size_t{128} << 10;
+  constexpr size_t kFewest = 64;
+  return std::max(kFewest, kBytes / bytes);
+}
+
 
 // Cells that a part's segments gave to the selection of a KV head, once stage select is done.
 std::span<const uint32_t> PartRows(Step& step, int request, int kv_head, int part);

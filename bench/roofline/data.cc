@@ -1,6 +1,10 @@
 #include "bench/roofline/data.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <cmath>
+#include <new>
 #include <numeric>
 #include <random>
 
@@ -10,18 +14,29 @@
 namespace tactic::bench {
 namespace {
 
-std::vector<uint16_t> RandomHalves(size_t count, uint32_t seed) {
+HugeHalves RandomHalves(size_t count, uint32_t seed) {
   constexpr size_t kDistinct = size_t{1} << 20;  // then again from the start, a little shifted
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
-  std::vector<uint16_t> out(count);
+  HugeHalves halves(count);
+  uint16_t* out = halves.data();
   const size_t distinct = std::min(count, kDistinct - 61);
   for (size_t i = 0; i < distinct; ++i) out[i] = FloatToHalf(normal(random));
   for (size_t i = distinct; i < count; ++i) out[i] = out[i - distinct];
-  return out;
+  return halves;
 }
 
 }  // namespace
+
+HugeHalves::HugeHalves(size_t count) {
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const size_t bytes = (count * sizeof(uint16_t) + kHugePage - 1) / kHugePage * kHugePage;
+  data_.reset(static_cast<uint16_t*>(std::aligned_alloc(kHugePage, bytes)));
+  if (data_ == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  madvise(data_.get(), bytes, MADV_HUGEPAGE);
+#endif
+}
 
 Cache::Cache(const LayerShape& shape, size_t bytes)
     : shape_(shape),

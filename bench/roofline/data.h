@@ -4,7 +4,8 @@
 #define TACTIC_BENCH_ROOFLINE_DATA_H_
 
 #include <cstdint>
-#include <random>
+#include <cstdlib>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -18,6 +19,20 @@ namespace tactic::bench {
 // Of one KV head's keys, every kSparsity-th is read, at random places; as many disjoint sets are
 // read in turn, so that all of the cache counts as data.
 inline constexpr int kSparsity = 10;
+
+// Halves in huge pages, as the engine's cache is (llama/src/huge_pages.h).
+class HugeHalves {
+ public:
+  explicit HugeHalves(size_t count);
+  uint16_t* data() { return data_.get(); }
+  const uint16_t* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(uint16_t* data) const { std::free(data); }
+  };
+  std::unique_ptr<uint16_t, Free> data_;
+};
 
 class Cache {
  public:
@@ -38,22 +53,22 @@ class Cache {
   double Value(int kv_head, size_t cell, int x) const { return At(values_, kv_head, cell, x); }
 
  private:
-  cpu::HeadRows Rows(const std::vector<uint16_t>& of, int kv_head) const {
+  cpu::HeadRows Rows(const HugeHalves& of, int kv_head) const {
     const size_t first = static_cast<size_t>(kv_head) * static_cast<size_t>(shape_.head_dim);
     return {reinterpret_cast<const uint8_t*>(of.data() + first), Stride(), ElementType::kF16,
             shape_.head_dim};
   }
-  double At(const std::vector<uint16_t>& of, int kv_head, size_t cell, int x) const {
+  double At(const HugeHalves& of, int kv_head, size_t cell, int x) const {
     const auto dim = static_cast<size_t>(shape_.head_dim);
     const size_t heads = static_cast<size_t>(shape_.kv_heads);
     return HalfToFloat(
-        of[(cell * heads + static_cast<size_t>(kv_head)) * dim + static_cast<size_t>(x)]);
+        of.data()[(cell * heads + static_cast<size_t>(kv_head)) * dim + static_cast<size_t>(x)]);
   }
 
   LayerShape shape_;
   size_t cells_;
-  std::vector<uint16_t> keys_;
-  std::vector<uint16_t> values_;
+  HugeHalves keys_;
+  HugeHalves values_;
   std::vector<float> query_;
   std::vector<uint32_t> all_;
   std::vector<uint32_t> sparse_[kSparsity];

@@ -4,7 +4,6 @@
 #define HWY_TARGET_INCLUDE "bench/roofline/read_loops.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // After foreach_target.
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,12 +38,13 @@ HWY_ATTR uint64_t ReadStream(const uint8_t* data, size_t bytes) {
 HWY_ATTR uint64_t ReadRows(const uint8_t* data, size_t stride, size_t row_bytes,
                            const uint32_t* cells, size_t n) {
   const Words d;
-  constexpr size_t kRowsAhead = 32;  // as src/cpu/score-inl.h
+  constexpr size_t kRowsAhead = 64;  // into L2, as src/cpu/score-inl.h
+  constexpr int kRead = 0, kIntoL2 = 2;
   constexpr size_t kCacheLine = 64;
   auto all = hn::Zero(d);
   for (size_t i = 0; i < n; ++i) {
     const uint8_t* ahead = data + cells[i + kRowsAhead < n ? i + kRowsAhead : i] * stride;
-    for (size_t x = 0; x < row_bytes; x += kCacheLine) hwy::Prefetch(ahead + x);
+    for (size_t x = 0; x < row_bytes; x += kCacheLine) __builtin_prefetch(ahead + x, kRead, kIntoL2);
     const auto* row = reinterpret_cast<const uint64_t*>(data + cells[i] * stride);
     for (size_t x = 0; x < row_bytes / 8; x += hn::Lanes(d))
       all = hn::Xor(all, hn::LoadU(d, row + x));

@@ -11,12 +11,14 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "bench/roofline/data.h"
 #include "bench/roofline/read_loops.h"
+#include "src/attend.h"
 #include "src/code_query.h"
 #include "src/softmax_state.h"
 #include "tactic/isa.h"
@@ -194,15 +196,15 @@ void AttendDense(State& state, const LayerShape& shape, const Size& size) {
   const Cache cache(shape, size.PerThread(state));
   const size_t stride = SoftmaxStateStride(shape.value_dim);
   std::vector<float> states = EmptyStates(shape);
-  constexpr size_t kBlock = 512;
+  const size_t cells_together = CellBlock(2 * cache.Stride());
   for (auto _ : state) {
     for (auto cells = cache.All(); !cells.empty();) {
-      const auto block = cells.first(std::min(kBlock, cells.size()));
+      const auto block = cells.first(std::min(cells_together, cells.size()));
+      cells = cells.subspan(block.size());
       for (int h = 0; h < shape.kv_heads; ++h) {
         cpu::AttendRows(cache.Query(), cache.Keys(h), cache.Values(h), block.data(), block.size(),
-                        states.data(), stride);
+                        states.data(), stride, std::min(cells.size(), block.size()));
       }
-      cells = cells.subspan(block.size());
     }
   }
   Report(state, 2 * cache.cells() * cache.Stride(),

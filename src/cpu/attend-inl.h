@@ -22,11 +22,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 // heads.
 constexpr size_t kColumnVectors = 4;
 
-// Columns [x, x + kVectors * lanes) of: state_g += sum_i weights[g][i] * value(cells[i]). `left` >=
-// n cells follow in the list.
+// Columns [x, x + kVectors * lanes) of: state_g += sum_i weights[g][i] * value(cells[i]).
 template <ElementType kType, int kHeads, size_t kVectors, class D>
 HWY_INLINE void AddColumns(D d, const float* HWY_RESTRICT weights, const HeadRows& values,
-                           const uint32_t* HWY_RESTRICT cells, size_t n, size_t left, size_t x,
+                           const uint32_t* HWY_RESTRICT cells, size_t n, const Lookahead& ahead, size_t x,
                            float* HWY_RESTRICT states, size_t state_stride) {
   using V = hn::Vec<D>;
   const size_t lanes = hn::Lanes(d);
@@ -38,8 +37,8 @@ HWY_INLINE void AddColumns(D d, const float* HWY_RESTRICT weights, const HeadRow
   }
   for (size_t i = 0; i < n; ++i) {
     const uint8_t* row = values.data + cells[i] * values.stride;
-    if (x == 0 && i + kRowsAhead < left)
-      PrefetchRow(values.data + cells[i + kRowsAhead] * values.stride, row_bytes);
+    if (x == 0 && i + ahead.rows < ahead.end)
+      PrefetchRow(values.data + cells[i + ahead.rows] * values.stride, row_bytes);
     V w[kHeads];
     for (int g = 0; g < kHeads; ++g) w[g] = hn::Set(d, weights[g * kBlock + i]);
     for (size_t c = 0; c < kVectors; ++c) {
@@ -55,17 +54,17 @@ HWY_INLINE void AddColumns(D d, const float* HWY_RESTRICT weights, const HeadRow
 
 template <ElementType kType, int kHeads, class D>
 HWY_INLINE void AddValues(D d, const float* HWY_RESTRICT weights, const HeadRows& values,
-                          const uint32_t* HWY_RESTRICT cells, size_t n, size_t left,
+                          const uint32_t* HWY_RESTRICT cells, size_t n, const Lookahead& ahead,
                           float* HWY_RESTRICT states, size_t state_stride) {
   const size_t dim = static_cast<size_t>(values.dim);
   const size_t step = kColumnVectors * hn::Lanes(d);
   size_t x = 0;
   for (; x + step <= dim; x += step) {
-    AddColumns<kType, kHeads, kColumnVectors>(d, weights, values, cells, n, left, x, states,
+    AddColumns<kType, kHeads, kColumnVectors>(d, weights, values, cells, n, ahead, x, states,
                                               state_stride);
   }
   for (; x < dim; x += hn::Lanes(d)) {
-    AddColumns<kType, kHeads, 1>(d, weights, values, cells, n, left, x, states, state_stride);
+    AddColumns<kType, kHeads, 1>(d, weights, values, cells, n, ahead, x, states, state_stride);
   }
 }
 
@@ -111,9 +110,9 @@ HWY_INLINE void Normalise(float* HWY_RESTRICT scores, size_t n, int value_dim,
   StateSum(state, value_dim) += hn::GetLane(hn::SumOfLanes(d, sum_v)) + poison;
 }
 
-// Adds one block to the states: `rows` cells with scores [heads][kBlock], of `left` in the list.
+// Adds one block to the states: `rows` cells with scores [heads][kBlock].
 HWY_INLINE void AttendBlock(float* HWY_RESTRICT scores, int heads, const HeadRows& values,
-                            const uint32_t* block, size_t rows, size_t left, float* states,
+                            const uint32_t* block, size_t rows, const Lookahead& ahead, float* states,
                             size_t state_stride) {
   for (int g = 0; g < heads; ++g)
     Normalise(scores + g * kBlock, rows, values.dim, states + g * state_stride);
@@ -123,18 +122,19 @@ HWY_INLINE void AttendBlock(float* HWY_RESTRICT scores, int heads, const HeadRow
       for (int g = 0; g < heads; g += kHeadsPerLoad) {
         const float* weights = scores + g * kBlock;
         float* out = states + g * state_stride;
+        const Lookahead once = {ahead.rows, g == 0 ? ahead.end : 0};
         switch (std::min(kHeadsPerLoad, heads - g)) {
           case 4:
-            AddValues<kType, 4>(d, weights, values, block, rows, left, out, state_stride);
+            AddValues<kType, 4>(d, weights, values, block, rows, once, out, state_stride);
             break;
           case 3:
-            AddValues<kType, 3>(d, weights, values, block, rows, left, out, state_stride);
+            AddValues<kType, 3>(d, weights, values, block, rows, once, out, state_stride);
             break;
           case 2:
-            AddValues<kType, 2>(d, weights, values, block, rows, left, out, state_stride);
+            AddValues<kType, 2>(d, weights, values, block, rows, once, out, state_stride);
             break;
           default:
-            AddValues<kType, 1>(d, weights, values, block, rows, left, out, state_stride);
+            AddValues<kType, 1>(d, weights, values, block, rows, once, out, state_stride);
         }
       }
     });
@@ -142,12 +142,17 @@ HWY_INLINE void AttendBlock(float* HWY_RESTRICT scores, int heads, const HeadRow
 }
 
 HWY_ATTR void AttendRows(const QueryHeads& query, const HeadRows& keys, const HeadRows& values,
-                         const uint32_t* cells, size_t n, float* states, size_t state_stride) {
+                         const uint32_t* cells, size_t n, float* states, size_t state_stride,
+                         size_t next) {
   HWY_ALIGN float scores[LayerShape::kMaxGroup * kBlock];
+  // Who has more to come, asks for that.
+  const Lookahead for_keys = next > 0 ? Lookahead{n, n + next} : StartLookahead(keys, cells, n);
+  const Lookahead for_values = next > 0 ? for_keys : StartLookahead(values, cells, n);
   for (size_t begin = 0; begin < n; begin += kBlock) {
     const size_t rows = std::min(kBlock, n - begin);
-    ScoreBlock(query, keys, cells + begin, rows, n - begin, scores);
-    AttendBlock(scores, query.heads, values, cells + begin, rows, n - begin, states, state_stride);
+    ScoreBlock(query, keys, cells + begin, rows, for_keys.From(begin), scores);
+    AttendBlock(scores, query.heads, values, cells + begin, rows, for_values.From(begin), states,
+                state_stride);
   }
 }
 
@@ -155,21 +160,23 @@ HWY_ATTR void AttendScored(const float* logits, size_t logit_stride, int heads,
                            const HeadRows& values, const uint32_t* cells, size_t n, float* states,
                            size_t state_stride) {
   HWY_ALIGN float scores[LayerShape::kMaxGroup * kBlock];
+  const Lookahead ahead = StartLookahead(values, cells, n);
   for (size_t begin = 0; begin < n; begin += kBlock) {
     const size_t rows = std::min(kBlock, n - begin);
     for (int g = 0; g < heads; ++g) {
       std::memcpy(scores + g * kBlock, logits + g * logit_stride + begin, rows * sizeof(float));
     }
-    AttendBlock(scores, heads, values, cells + begin, rows, n - begin, states, state_stride);
+    AttendBlock(scores, heads, values, cells + begin, rows, ahead.From(begin), states, state_stride);
   }
 }
 
 HWY_ATTR void ScoreRows(const QueryHeads& query, const HeadRows& keys, const uint32_t* cells,
                         size_t n, float* scores, size_t score_stride) {
   HWY_ALIGN float block[LayerShape::kMaxGroup * kBlock];
+  const Lookahead ahead = StartLookahead(keys, cells, n);
   for (size_t begin = 0; begin < n; begin += kBlock) {
     const size_t rows = std::min(kBlock, n - begin);
-    ScoreBlock(query, keys, cells + begin, rows, n - begin, block);
+    ScoreBlock(query, keys, cells + begin, rows, ahead.From(begin), block);
     for (int g = 0; g < query.heads; ++g) {
       std::memcpy(scores + g * score_stride + begin, block + g * kBlock, rows * sizeof(float));
     }
