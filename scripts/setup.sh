@@ -28,7 +28,7 @@ readonly llama_core_seconds=540              # measured: 4.5 minutes on 2 cores
 # ---- system packages ---------------------------------------------------------------------------
 
 readonly tools=(g++ cmake ninja pkg-config)
-readonly libraries=(libhwy-dev libgtest-dev libcli11-dev nlohmann-json3-dev libspdlog-dev
+readonly libraries=(libhwy-dev libgtest-dev libbenchmark-dev libcli11-dev nlohmann-json3-dev libspdlog-dev
   ca-certificates)
 
 package_of_tool() { if [[ $1 == ninja ]]; then echo ninja-build; else echo "$1"; fi; }

@@ -44,7 +44,8 @@ HWY_ATTR uint64_t ReadRows(const uint8_t* data, size_t stride, size_t row_bytes,
   auto all = hn::Zero(d);
   for (size_t i = 0; i < n; ++i) {
     const uint8_t* ahead = data + cells[i + kRowsAhead < n ? i + kRowsAhead : i] * stride;
-    for (size_t x = 0; x < row_bytes; x += kCacheLine) __builtin_prefetch(ahead + x, kRead, kIntoL2);
+    for (size_t x = 0; x < row_bytes; x += kCacheLine)
+      __builtin_prefetch(ahead + x, kRead, kIntoL2);
     const auto* row = reinterpret_cast<const uint64_t*>(data + cells[i] * stride);
     for (size_t x = 0; x < row_bytes / 8; x += hn::Lanes(d))
       all = hn::Xor(all, hn::LoadU(d, row + x));
