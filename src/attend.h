@@ -21,7 +21,6 @@ inline size_t CellBlock(size_t bytes) {
   return std::max(kFewest, kBytes / bytes);
 }
 
-
 // Cells that a part's segments gave to the selection of a KV head, once stage select is done.
 std::span<const uint32_t> PartRows(Step& step, int request, int kv_head, int part);
 

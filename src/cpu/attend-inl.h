@@ -25,8 +25,8 @@ constexpr size_t kColumnVectors = 4;
 // Columns [x, x + kVectors * lanes) of: state_g += sum_i weights[g][i] * value(cells[i]).
 template <ElementType kType, int kHeads, size_t kVectors, class D>
 HWY_INLINE void AddColumns(D d, const float* HWY_RESTRICT weights, const HeadRows& values,
-                           const uint32_t* HWY_RESTRICT cells, size_t n, const Lookahead& ahead, size_t x,
-                           float* HWY_RESTRICT states, size_t state_stride) {
+                           const uint32_t* HWY_RESTRICT cells, size_t n, const Lookahead& ahead,
+                           size_t x, float* HWY_RESTRICT states, size_t state_stride) {
   using V = hn::Vec<D>;
   const size_t lanes = hn::Lanes(d);
   const size_t row_bytes = RowBytes(kType, static_cast<size_t>(values.dim));
@@ -112,8 +112,8 @@ HWY_INLINE void Normalise(float* HWY_RESTRICT scores, size_t n, int value_dim,
 
 // Adds one block to the states: `rows` cells with scores [heads][kBlock].
 HWY_INLINE void AttendBlock(float* HWY_RESTRICT scores, int heads, const HeadRows& values,
-                            const uint32_t* block, size_t rows, const Lookahead& ahead, float* states,
-                            size_t state_stride) {
+                            const uint32_t* block, size_t rows, const Lookahead& ahead,
+                            float* states, size_t state_stride) {
   for (int g = 0; g < heads; ++g)
     Normalise(scores + g * kBlock, rows, values.dim, states + g * state_stride);
   WithTag(values.dim, [&](auto d) HWY_ATTR {
@@ -166,7 +166,8 @@ HWY_ATTR void AttendScored(const float* logits, size_t logit_stride, int heads,
     for (int g = 0; g < heads; ++g) {
       std::memcpy(scores + g * kBlock, logits + g * logit_stride + begin, rows * sizeof(float));
     }
-    AttendBlock(scores, heads, values, cells + begin, rows, ahead.From(begin), states, state_stride);
+    AttendBlock(scores, heads, values, cells + begin, rows, ahead.From(begin), states,
+                state_stride);
   }
 }
 

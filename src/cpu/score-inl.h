@@ -24,8 +24,8 @@ constexpr int kHeadsPerLoad = 4;
 // Rows per block: scores stay in L1 beside the block's keys, and one rescaling serves 64 rows.
 constexpr size_t kBlock = 64;
 // How far ahead of use rows are asked for, keys while scoring and values while adding them up, so
-// that cache misses are spread over all of the arithmetic: row i + rows while row i is used, as long
-// as it is below `end`.
+// that cache misses are spread over all of the arithmetic: row i + rows while row i is used, as
+// long as it is below `end`.
 struct Lookahead {
   size_t rows;
   size_t end;
