@@ -79,7 +79,7 @@ void ReadAll(Step& step, int request, int kv_head, int part) {
   ReadKeys(step, request, kv_head, part, 0, count);
 }
 
-// Sets what the heads of a group that fell short read next. False when there is none.
+// Sets and counts what the heads of a group that fell short read next. False when there is none.
 bool PlanRound(Step& step, int request, int kv_head) {
   bool any = false;
   for (int g = 0; g < step.group(); ++g) {
@@ -98,6 +98,7 @@ bool PlanRound(Step& step, int request, int kv_head) {
     if (threshold.key >= head.threshold) continue;  // rounding: there is nothing in between
     head.low = threshold.key;
     head.high = head.threshold;
+    ++step.reports[step.Query(request, kv_head * step.group() + g)].rounds;
     any = true;
   }
   return any;
@@ -210,11 +211,6 @@ void NextRound(Step& step, int request, int kv_head) {
     AddFound(step, request, kv_head);
     if (group.rounds < step.options.rounds && PlanRound(step, request, kv_head)) {
       ++group.rounds;
-      for (int g = 0; g < step.group(); ++g) {
-        const int q_head = kv_head * step.group() + g;
-        const CodedHead& head = HeadOf(step, request, q_head);
-        step.reports[step.Query(request, q_head)].rounds += head.low < head.high;
-      }
       group.round_left.store(step.requests[request].parts, std::memory_order_relaxed);
       group.round_next.store(0, std::memory_order_release);
       return;

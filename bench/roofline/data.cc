@@ -57,6 +57,11 @@ cpu::QueryHeads Cache::Query() const {
   return {query_.data(), dim, shape_.group(), 1 / std::sqrt(static_cast<float>(dim)), 0};
 }
 
+Cache CodedCache::Keys(const LayerShape& shape) {
+  const int elements = kKeys * shape.kv_heads * (shape.head_dim + shape.value_dim);
+  return {shape, sizeof(uint16_t) * static_cast<size_t>(elements)};
+}
+
 CodedCache::CodedCache(const Cache& cache, int bits, size_t bytes) {
   Options options = Options::For(Mode::kTactic);
   options.bits = bits;
@@ -66,7 +71,7 @@ CodedCache::CodedCache(const Cache& cache, int bits, size_t bytes) {
   const RowsView key_view = {keys.data, keys.type, keys.stride, cache.RowBytes()};
   const RowsView value_view = {values.data, values.type, values.stride, cache.RowBytes()};
   std::vector<uint32_t> cells(kKeys);
-  for (size_t i = 0; i < cells.size(); ++i) cells[i] = static_cast<uint32_t>(i % cache.cells());
+  for (size_t i = 0; i < cells.size(); ++i) cells[i] = static_cast<uint32_t>(i);
   constexpr int kSlots = kKeys / Options::kPage;
   MakePages(kKeys, kSlots, &clusters);
   EncodeClusters({key_view, value_view, 0, cells}, shape, options, -1, kSlots, false, nullptr,

@@ -77,6 +77,8 @@ class Cache {
 // Codes of one KV head's keys: a segment's, over and over.
 struct CodedCache {
   static constexpr int kKeys = 2048;  // of a segment
+  // What such a segment is made of.
+  static Cache Keys(const LayerShape& shape);
   CodedCache(const Cache& cache, int bits, size_t bytes);
 
   Clusters clusters;            // of the segment; member i of all clusters is key i

@@ -13,6 +13,7 @@
 #include <functional>
 #include <limits>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -90,6 +91,21 @@ double ExactLogit(const Cache& cache, int kv_head, int g, size_t cell) {
   return dot * query.scale;
 }
 
+// Times f(kv_head, cells) for all KV heads, with another set of cells each time.
+template <class F>
+void OverSparseRows(State& state, const Cache& cache, const F& f) {
+  size_t turn = 0, rows = 0;
+  for (auto _ : state) {
+    for (int h = 0; h < cache.shape().kv_heads; ++h) {
+      const auto cells = cache.Sparse(turn++);
+      f(h, cells);
+      rows += cells.size();
+    }
+  }
+  rows /= static_cast<size_t>(state.iterations());
+  Report(state, rows * cache.RowBytes(), rows);
+}
+
 // --- bare loops ---
 
 void Stream(State& state, const Size& size) {
@@ -100,17 +116,10 @@ void Stream(State& state, const Size& size) {
 
 void Rows(State& state, const LayerShape& shape, const Size& size) {
   const Cache cache(shape, size.PerThread(state));
-  size_t turn = 0, rows = 0;
-  for (auto _ : state) {
-    for (int h = 0; h < shape.kv_heads; ++h) {
-      const auto cells = cache.Sparse(turn++);
-      benchmark::DoNotOptimize(ReadRows(cache.Keys(h).data, cache.Stride(), cache.RowBytes(),
-                                        cells.data(), cells.size()));
-      rows += cells.size();
-    }
-  }
-  rows /= static_cast<size_t>(state.iterations());
-  Report(state, rows * cache.RowBytes(), rows);
+  OverSparseRows(state, cache, [&](int h, std::span<const uint32_t> cells) {
+    benchmark::DoNotOptimize(
+        ReadRows(cache.Keys(h).data, cache.Stride(), cache.RowBytes(), cells.data(), cells.size()));
+  });
 }
 
 // --- stages ---
@@ -118,17 +127,10 @@ void Rows(State& state, const LayerShape& shape, const Size& size) {
 void ScoreRows(State& state, const LayerShape& shape, const Size& size) {
   const Cache cache(shape, size.PerThread(state));
   std::vector<float> scores(cache.cells() * static_cast<size_t>(shape.group()));
-  size_t turn = 0, rows = 0;
-  for (auto _ : state) {
-    for (int h = 0; h < shape.kv_heads; ++h) {
-      const auto cells = cache.Sparse(turn++);
-      cpu::ScoreRows(cache.Query(), cache.Keys(h), cells.data(), cells.size(), scores.data(),
-                     cells.size());
-      rows += cells.size();
-    }
-  }
-  rows /= static_cast<size_t>(state.iterations());
-  Report(state, rows * cache.RowBytes(), rows);
+  OverSparseRows(state, cache, [&](int h, std::span<const uint32_t> cells) {
+    cpu::ScoreRows(cache.Query(), cache.Keys(h), cells.data(), cells.size(), scores.data(),
+                   cells.size());
+  });
 
   const auto cells = cache.Sparse(0);
   cpu::ScoreRows(cache.Query(), cache.Keys(0), cells.data(), cells.size(), scores.data(),
@@ -177,17 +179,10 @@ void AttendScored(State& state, const LayerShape& shape, const Size& size) {
   const size_t stride = SoftmaxStateStride(shape.value_dim);
   std::vector<float> states = EmptyStates(shape);
   const std::vector<float> logits(cache.cells() * static_cast<size_t>(shape.group()));
-  size_t turn = 0, rows = 0;
-  for (auto _ : state) {
-    for (int h = 0; h < shape.kv_heads; ++h) {
-      const auto cells = cache.Sparse(turn++);
-      cpu::AttendScored(logits.data(), cells.size(), shape.group(), cache.Values(h), cells.data(),
-                        cells.size(), states.data(), stride);
-      rows += cells.size();
-    }
-  }
-  rows /= static_cast<size_t>(state.iterations());
-  Report(state, rows * cache.RowBytes(), rows);
+  OverSparseRows(state, cache, [&](int h, std::span<const uint32_t> cells) {
+    cpu::AttendScored(logits.data(), cells.size(), shape.group(), cache.Values(h), cells.data(),
+                      cells.size(), states.data(), stride);
+  });
 
   const auto cells = cache.Sparse(0).first(std::min<size_t>(256, cache.Sparse(0).size()));
   std::vector<float> scored(cells.size() * static_cast<size_t>(shape.group()));
@@ -226,8 +221,7 @@ void AttendDense(State& state, const LayerShape& shape, const Size& size) {
 }
 
 void ScoreCentroids(State& state, const LayerShape& shape, const Size& size) {
-  const Cache cache(shape, size_t{2} * CodedCache::kKeys * 2 * sizeof(uint16_t) *
-                               static_cast<size_t>(shape.head_dim * shape.kv_heads));
+  const Cache cache = CodedCache::Keys(shape);
   const CodedCache coded(cache, 2, 0);
   const Codes& codes = coded.clusters.codes;
   const size_t slots = codes.centroid_scales.size();
@@ -264,8 +258,7 @@ void ScoreCentroids(State& state, const LayerShape& shape, const Size& size) {
 
 void ScanCodes(State& state, const LayerShape& shape, int bits, const Size& size) {
   constexpr size_t kKeys = CodedCache::kKeys;
-  const Cache cache(
-      shape, 2 * kKeys * sizeof(uint16_t) * static_cast<size_t>(shape.head_dim * shape.kv_heads));
+  const Cache cache = CodedCache::Keys(shape);
   const CodedCache coded(cache, bits, size.PerThread(state));
   const Clusters& clusters = coded.clusters;
   const auto group = static_cast<size_t>(shape.group());
@@ -357,8 +350,7 @@ void AssignNearest(State& state, const LayerShape& shape) {
 
 // Both levels of a segment but for its clustering: centroids, codes, means.
 void Encode(State& state, const LayerShape& shape, int bits) {
-  const Cache cache(shape, 2 * CodedCache::kKeys * sizeof(uint16_t) *
-                               static_cast<size_t>(shape.head_dim * shape.kv_heads));
+  const Cache cache = CodedCache::Keys(shape);
   for (auto _ : state) benchmark::DoNotOptimize(CodedCache(cache, bits, 0));
   Report(state, 2 * CodedCache::kKeys * cache.RowBytes(), CodedCache::kKeys);
 }
