@@ -144,6 +144,17 @@ Status ResolveSession(const ModelArgs& args, const Model& model, SessionOptions*
   return Status::Ok();
 }
 
+Status ResolveContext(const ModelArgs& args, const Model& model, int64_t needed,
+                      std::string_view who_needs, SessionOptions* options) {
+  if (args.context > 0 && args.context < needed) {
+    return Status::OutOfRange(
+        fmt::format("--ctx is {}, but {} at least {}", args.context, who_needs, needed));
+  }
+  options->context = args.context > 0 ? args.context : RoundUpContext(needed);
+  WarnBeyondTraining(model, options->context);
+  return Status::Ok();
+}
+
 void WarnBeyondTraining(const Model& model, int context) {
   const int trained = model.facts().context;
   if (model.adapter() != nullptr || trained <= 0 || context <= RoundUpContext(trained)) return;

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model.h"
@@ -40,6 +41,10 @@ void AddModelArgs(CLI::App* app, ModelArgs* args);
 // Everything but the context's size. Checks names and warns about an adapter whose description asks
 // for a rope base when none was given.
 Status ResolveSession(const ModelArgs& args, const Model& model, SessionOptions* options);
+// Sets the context to --ctx or, without it, to `needed` tokens, rounded up; warns as below. An
+// error that names `who_needs` ("--depths needs") when --ctx is smaller.
+Status ResolveContext(const ModelArgs& args, const Model& model, int64_t needed,
+                      std::string_view who_needs, SessionOptions* options);
 // Warns when the context exceeds what the model was trained on. An adapter may change that, so
 // there is no warning with one.
 void WarnBeyondTraining(const Model& model, int context);

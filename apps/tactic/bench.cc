@@ -131,16 +131,10 @@ Status Bench::Prepare() {
 Status Bench::OpenSessions(int needed) {
   SessionOptions options;
   TACTIC_RETURN_IF_ERROR(ResolveSession(args_.model, *model_, &options));
-  if (args_.model.context > 0 && args_.model.context < needed) {
-    return Status::OutOfRange(
-        fmt::format("--ctx is {}, but --depths needs at least {}", args_.model.context, needed));
-  }
-  options.context = args_.model.context > 0 ? args_.model.context : RoundUpContext(needed);
+  TACTIC_RETURN_IF_ERROR(ResolveContext(args_.model, *model_, needed, "--depths needs", &options));
   options.keep_window = true;
-  WarnBeyondTraining(*model_, options.context);
 
-  // Without flash attention V is stored transposed, which quantised blocks do not allow.
-  const bool flash_off = Wants(Policy::kStock) && ggml_blck_size(options.type_v) == 1;
+  const bool flash_off = Wants(Policy::kStock) && options.CanDoWithoutFlash();
   // Two caches, and one more as the copy on its way from the first to the second.
   const int copies = flash_off ? 3 : 1;
   const int64_t bytes = copies * int64_t{options.context} *

@@ -98,14 +98,8 @@ Status BenchPrompt::Prepare() {
   }
   SessionOptions options;
   TACTIC_RETURN_IF_ERROR(ResolveSession(args_.model, *model_, &options));
-  if (args_.model.context > 0 && args_.model.context < needed) {
-    return Status::OutOfRange(
-        fmt::format("--ctx is {}, but --lengths needs at least {}", args_.model.context, needed));
-  }
-  options.context = args_.model.context > 0 ? args_.model.context : RoundUpContext(needed + 1);
-  WarnBeyondTraining(*model_, options.context);
-  // Without flash attention V is stored transposed, which quantised blocks do not allow.
-  const bool flash_off = ggml_blck_size(options.type_v) == 1;
+  TACTIC_RETURN_IF_ERROR(ResolveContext(args_.model, *model_, needed, "--lengths needs", &options));
+  const bool flash_off = options.CanDoWithoutFlash();
   TACTIC_RETURN_IF_ERROR(
       CheckMemory((flash_off ? 2 : 1) * int64_t{options.context} *
                       model_->facts().KvBytesPerToken(options.type_k, options.type_v),

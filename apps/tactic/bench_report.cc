@@ -46,9 +46,8 @@ std::optional<double> DepthResult::Median(Policy policy) const {
 }
 
 double DepthResult::GigabytesPerSecond(const Cost& cost) const {
-  const double milliseconds = Time(cost).median;
-  if (!(milliseconds > 0)) return 0;
-  return static_cast<double>(kv_bytes) * cost.BytesFraction() / (milliseconds * 1e6);
+  return app::GigabytesPerSecond(static_cast<double>(kv_bytes) * cost.BytesFraction(),
+                                 Time(cost).median);
 }
 
 void PrintBenchTable(const std::vector<DepthResult>& results, double target, bool random_fill,

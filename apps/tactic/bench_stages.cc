@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "measure.h"
 #include "report.h"
 
 namespace tactic::app {
@@ -24,11 +25,6 @@ const char* Name(Stage stage) { return kStageNames[static_cast<size_t>(stage)]; 
 
 double LayerMilliseconds(const StepStages& of, const llama::LayerTimes& layer, Stage stage) {
   return static_cast<double>(layer.ns[static_cast<size_t>(stage)]) / 1e6 / of.threads / of.steps;
-}
-
-// Bytes in a millisecond, as 1e9 a second.
-double GigabytesPerSecond(double bytes, double milliseconds) {
-  return milliseconds > 0 ? bytes / milliseconds / 1e6 : 0;
 }
 
 std::string Positive(double value, const char* format) {

@@ -75,13 +75,8 @@ Status Evaluation::Load(const EvalArgs& args) {
 Status Evaluation::OpenSession(int needed) {
   SessionOptions options;
   TACTIC_RETURN_IF_ERROR(ResolveSession(args_.model, *model_, &options));
-  if (args_.model.context > 0 && args_.model.context < needed) {
-    return Status::OutOfRange(
-        fmt::format("--ctx is {}, but --depths needs at least {}", args_.model.context, needed));
-  }
-  options.context = args_.model.context > 0 ? args_.model.context : RoundUpContext(needed);
+  TACTIC_RETURN_IF_ERROR(ResolveContext(args_.model, *model_, needed, "--depths needs", &options));
   options.keep_window = true;  // so that any distance can be rolled back
-  WarnBeyondTraining(*model_, options.context);
   const llama::HookOptions reference = EvalReference();
   return Session::Open(*model_, options, &reference, &session_);
 }

@@ -212,6 +212,10 @@ std::string Speedup(double milliseconds, double baseline_milliseconds) {
   return fmt::format("{:.2f}x", baseline_milliseconds / milliseconds);
 }
 
+double GigabytesPerSecond(double bytes, double milliseconds) {
+  return milliseconds > 0 ? bytes / (milliseconds * 1e6) : 0;
+}
+
 std::string Percent(double fraction) { return fmt::format("{:.1f} %", 100 * fraction); }
 
 }  // namespace tactic::app

@@ -107,6 +107,8 @@ class Cost {
 
 // "3.4x", or "-" when either time is missing.
 std::string Speedup(double milliseconds, double baseline_milliseconds);
+// 1e9 bytes a second; 0 when the time is missing.
+double GigabytesPerSecond(double bytes, double milliseconds);
 // "12.3 %"
 std::string Percent(double fraction);
 

@@ -32,6 +32,9 @@ struct SessionOptions {
   bool keep_window = false;
   // Observes the context of a session without a hook; null: none. Must outlive the session.
   llama::Capture* capture = nullptr;
+
+  // Transposed, quantised blocks of V cannot be stored.
+  bool CanDoWithoutFlash() const { return ggml_blck_size(type_v) == 1; }
 };
 
 // Tokens that a context for at least `tokens` tokens really has.

@@ -127,14 +127,10 @@ Status Trace::OpenSession() {
         fmt::format("--kv-type is {}, expected f16 or bf16 for a trace", ggml_type_name(type)));
   }
   const int64_t needed = info_.tokens();
-  if (args_.model.context > 0 && args_.model.context < needed) {
-    return Status::OutOfRange(fmt::format("--ctx is {}, but --depth and --steps need at least {}",
-                                          args_.model.context, needed));
-  }
-  options.context = args_.model.context > 0 ? args_.model.context : RoundUpContext(needed);
+  TACTIC_RETURN_IF_ERROR(
+      ResolveContext(args_.model, *model_, needed, "--depth and --steps need", &options));
   // As in `bench`, with which saved prompts are shared.
   options.keep_window = true;
-  WarnBeyondTraining(*model_, options.context);
   info_.rope_freq_base = options.rope_freq_base > 0 ? options.rope_freq_base
                                                     : static_cast<float>(model_->facts().rope_base);
   llama::CaptureOptions capture;
