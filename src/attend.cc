@@ -30,9 +30,9 @@ float* UseStates(Step& step, int request, int kv_head, int slot) {
   return states;
 }
 
-// Attends to `cells` for one KV head; `next` cells after them will follow.
+// Attends to `cells` for one KV head; `next` comes after them.
 void AttendInto(Step& step, int request, int kv_head, int slot, std::span<const uint32_t> cells,
-                size_t next = 0) {
+                const cpu::NextRows& next = {}) {
   const RequestPlan& r = step.requests[request];
   float* states = UseStates(step, request, kv_head, slot);
   cpu::AttendRows(step.Queries(r, kv_head * step.group(), step.group()), step.Keys(r, kv_head),
@@ -115,6 +115,20 @@ void CombineHead(Step& step, int request, int q_head) {
   report.own_mass = std::min(std::exp(step.own_lse[step.Query(request, q_head)] - full), 1.0);
 }
 
+// KV head kv_head's share of the rows of `cells`, whose turn it is after as many others: of all
+// heads' rows in the order of memory, which reads faster than a head's own. Null where they do not
+// lie one after the other.
+const uint8_t* NextShare(const RowsView& rows, int dim, int kv_heads, int kv_head,
+                         std::span<const uint32_t> cells) {
+  const size_t bytes = RowBytes(rows.type, static_cast<size_t>(dim));
+  if (cells.empty() || cells.back() - cells.front() != cells.size() - 1) return nullptr;
+  const size_t first = cells.front() * rows.row_stride;
+  if (rows.row_stride == bytes) return rows.Head(kv_head) + first;
+  if (rows.head_stride != bytes || rows.row_stride != bytes * static_cast<size_t>(kv_heads))
+    return nullptr;
+  return rows.data + first + static_cast<size_t>(kv_head) * cells.size() * bytes;
+}
+
 void AttendForcedShare(Step& step, int chunk) {
   const int slot = 2 * chunk;
   int64_t total = 0;
@@ -133,8 +147,13 @@ void AttendForcedShare(Step& step, int chunk) {
     while (!mine.empty()) {
       const auto block = mine.first(std::min(cells, mine.size()));
       mine = mine.subspan(block.size());
-      const size_t next = std::min(mine.size(), block.size());
-      for (int h = 0; h < step.shape.kv_heads; ++h) AttendInto(step, request, h, slot, block, next);
+      const auto next = mine.first(mine.size() < block.size() ? 0 : block.size());
+      const LayerShape& shape = step.shape;
+      for (int h = 0; h < shape.kv_heads; ++h) {
+        AttendInto(step, request, h, slot, block,
+                   {NextShare(keys, shape.head_dim, shape.kv_heads, h, next),
+                    NextShare(values, shape.value_dim, shape.kv_heads, h, next)});
+      }
     }
   }
 }

@@ -204,9 +204,15 @@ void AttendDense(State& state, const LayerShape& shape, const Size& size) {
     for (auto cells = cache.All(); !cells.empty();) {
       const auto block = cells.first(std::min(cells_together, cells.size()));
       cells = cells.subspan(block.size());
+      const bool more = cells.size() >= block.size();
       for (int h = 0; h < shape.kv_heads; ++h) {
+        const size_t next = more ? cells.front() * cache.Stride() +
+                                       static_cast<size_t>(h) * block.size() * cache.RowBytes()
+                                 : 0;
         cpu::AttendRows(cache.Query(), cache.Keys(h), cache.Values(h), block.data(), block.size(),
-                        states.data(), stride, std::min(cells.size(), block.size()));
+                        states.data(), stride,
+                        {more ? cache.Keys(0).data + next : nullptr,
+                         more ? cache.Values(0).data + next : nullptr});
       }
     }
   }

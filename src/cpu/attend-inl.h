@@ -37,8 +37,7 @@ HWY_INLINE void AddColumns(D d, const float* HWY_RESTRICT weights, const HeadRow
   }
   for (size_t i = 0; i < n; ++i) {
     const uint8_t* row = values.data + cells[i] * values.stride;
-    if (x == 0 && i + ahead.rows < ahead.end)
-      PrefetchRow(values.data + cells[i + ahead.rows] * values.stride, row_bytes);
+    if (x == 0) ahead.At(i, values, cells, row_bytes);
     V w[kHeads];
     for (int g = 0; g < kHeads; ++g) w[g] = hn::Set(d, weights[g * kBlock + i]);
     for (size_t c = 0; c < kVectors; ++c) {
@@ -122,7 +121,7 @@ HWY_INLINE void AttendBlock(float* HWY_RESTRICT scores, int heads, const HeadRow
       for (int g = 0; g < heads; g += kHeadsPerLoad) {
         const float* weights = scores + g * kBlock;
         float* out = states + g * state_stride;
-        const Lookahead once = {ahead.rows, g == 0 ? ahead.end : 0};
+        const Lookahead once = g == 0 ? ahead : Lookahead();
         switch (std::min(kHeadsPerLoad, heads - g)) {
           case 4:
             AddValues<kType, 4>(d, weights, values, block, rows, once, out, state_stride);
@@ -143,16 +142,15 @@ HWY_INLINE void AttendBlock(float* HWY_RESTRICT scores, int heads, const HeadRow
 
 HWY_ATTR void AttendRows(const QueryHeads& query, const HeadRows& keys, const HeadRows& values,
                          const uint32_t* cells, size_t n, float* states, size_t state_stride,
-                         size_t next) {
+                         const NextRows& next) {
   HWY_ALIGN float scores[LayerShape::kMaxGroup * kBlock];
-  // Who has more to come, asks for that.
-  const Lookahead for_keys = next > 0 ? Lookahead{n, n + next} : StartLookahead(keys, cells, n);
-  const Lookahead for_values = next > 0 ? for_keys : StartLookahead(values, cells, n);
+  const Lookahead for_keys(keys, cells, n, next.keys);
+  const Lookahead for_values(values, cells, n, next.values);
   for (size_t begin = 0; begin < n; begin += kBlock) {
     const size_t rows = std::min(kBlock, n - begin);
-    ScoreBlock(query, keys, cells + begin, rows, for_keys.From(begin), scores);
-    AttendBlock(scores, query.heads, values, cells + begin, rows, for_values.From(begin), states,
-                state_stride);
+    ScoreBlock(query, keys, cells + begin, rows, for_keys.After(begin, keys), scores);
+    AttendBlock(scores, query.heads, values, cells + begin, rows, for_values.After(begin, values),
+                states, state_stride);
   }
 }
 
@@ -160,13 +158,13 @@ HWY_ATTR void AttendScored(const float* logits, size_t logit_stride, int heads,
                            const HeadRows& values, const uint32_t* cells, size_t n, float* states,
                            size_t state_stride) {
   HWY_ALIGN float scores[LayerShape::kMaxGroup * kBlock];
-  const Lookahead ahead = StartLookahead(values, cells, n);
+  const Lookahead ahead(values, cells, n, nullptr);
   for (size_t begin = 0; begin < n; begin += kBlock) {
     const size_t rows = std::min(kBlock, n - begin);
     for (int g = 0; g < heads; ++g) {
       std::memcpy(scores + g * kBlock, logits + g * logit_stride + begin, rows * sizeof(float));
     }
-    AttendBlock(scores, heads, values, cells + begin, rows, ahead.From(begin), states,
+    AttendBlock(scores, heads, values, cells + begin, rows, ahead.After(begin, values), states,
                 state_stride);
   }
 }
@@ -174,10 +172,10 @@ HWY_ATTR void AttendScored(const float* logits, size_t logit_stride, int heads,
 HWY_ATTR void ScoreRows(const QueryHeads& query, const HeadRows& keys, const uint32_t* cells,
                         size_t n, float* scores, size_t score_stride) {
   HWY_ALIGN float block[LayerShape::kMaxGroup * kBlock];
-  const Lookahead ahead = StartLookahead(keys, cells, n);
+  const Lookahead ahead(keys, cells, n, nullptr);
   for (size_t begin = 0; begin < n; begin += kBlock) {
     const size_t rows = std::min(kBlock, n - begin);
-    ScoreBlock(query, keys, cells + begin, rows, ahead.From(begin), block);
+    ScoreBlock(query, keys, cells + begin, rows, ahead.After(begin, keys), block);
     for (int g = 0; g < query.heads; ++g) {
       std::memcpy(scores + g * score_stride + begin, block + g * kBlock, rows * sizeof(float));
     }

@@ -14,7 +14,8 @@ HWY_EXPORT(ScoreRows);
 HWY_EXPORT(ExpShifted);
 
 void AttendRows(const QueryHeads& query, const HeadRows& keys, const HeadRows& values,
-                const uint32_t* cells, size_t n, float* states, size_t state_stride, size_t next) {
+                const uint32_t* cells, size_t n, float* states, size_t state_stride,
+                const NextRows& next) {
   HWY_DYNAMIC_DISPATCH(AttendRows)(query, keys, values, cells, n, states, state_stride, next);
 }
 

@@ -34,12 +34,17 @@ struct QueryHeads {
 void ScoreRows(const QueryHeads& query, const HeadRows& keys, const uint32_t* cells, size_t n,
                float* scores, size_t score_stride);
 
+// Memory that comes after a list of rows, as much as the list has; null where that is not known.
+struct NextRows {
+  const uint8_t* keys = nullptr;
+  const uint8_t* values = nullptr;
+};
+
 // Adds the rows in `cells` to the running softmax state of every query head (softmax_state.h);
-// states lie `state_stride` floats apart. Where cells[n, n + next) come next, after other KV heads'
-// turns at cells[0, n), their rows are brought into L2 meanwhile.
+// states lie `state_stride` floats apart. `next` is brought into L2 meanwhile.
 void AttendRows(const QueryHeads& query, const HeadRows& keys, const HeadRows& values,
                 const uint32_t* cells, size_t n, float* states, size_t state_stride,
-                size_t next = 0);
+                const NextRows& next = {});
 
 // scores[h * score_stride + c] = q_h . centroid_c * scale for c in [0, padded). centroids: f16,
 // [dim][padded]; padded is a multiple of kCentroidLanes. No softcap: it is monotone, and the order

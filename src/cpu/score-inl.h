@@ -23,15 +23,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 constexpr int kHeadsPerLoad = 4;
 // Rows per block: scores stay in L1 beside the block's keys, and one rescaling serves 64 rows.
 constexpr size_t kBlock = 64;
-// How far ahead of use rows are asked for, keys while scoring and values while adding them up, so
-// that cache misses are spread over all of the arithmetic: row i + rows while row i is used, as
-// long as it is below `end`.
-struct Lookahead {
-  size_t rows;
-  size_t end;
-
-  Lookahead From(size_t row) const { return {rows, end - row}; }
-};
 // Into L2, of which a core can have more misses under way than of L1: a tenth of the rows of 128
 // and 256 bytes from memory, one core, a bare loop: 9.2 and 8.0 GB/s with 32 rows ahead into L1,
 // 10.3 and 21.8 with 64 ahead into L2, 11.3 and 19.3 with 128.
@@ -47,14 +38,40 @@ HWY_INLINE void PrefetchRow(const uint8_t* row, size_t bytes) {
 #endif
 }
 
-// What a list's first rows, which nothing comes before, are asked for with.
-HWY_INLINE Lookahead StartLookahead(const HeadRows& rows, const uint32_t* HWY_RESTRICT cells,
-                                    size_t n) {
-  const size_t bytes = RowBytes(rows.type, static_cast<size_t>(rows.dim));
-  for (size_t i = 0; i < std::min(n, kRowsAhead); ++i)
-    PrefetchRow(rows.data + cells[i] * rows.stride, bytes);
-  return {kRowsAhead, n};
-}
+// What is asked for while rows are used, keys while scoring and values while adding them up, so
+// that cache misses are spread over all of the arithmetic: with row i of a list, as many bytes of
+// what comes after the list; or, where that is not known, row i + kRowsAhead, as long as there is.
+class Lookahead {
+ public:
+  Lookahead() = default;
+  // `next`: what comes after, or null.
+  Lookahead(const HeadRows& rows, const uint32_t* HWY_RESTRICT cells, size_t n, const uint8_t* next)
+      : next_(next), end_(next == nullptr ? n : 0) {
+    const size_t bytes = RowBytes(rows.type, static_cast<size_t>(rows.dim));
+    for (size_t i = 0; i < std::min(end_, kRowsAhead); ++i)
+      PrefetchRow(rows.data + cells[i] * rows.stride, bytes);
+  }
+  // Of the list without its first `n` rows.
+  Lookahead After(size_t n, const HeadRows& rows) const {
+    Lookahead rest;
+    if (next_ != nullptr)
+      rest.next_ = next_ + n * RowBytes(rows.type, static_cast<size_t>(rows.dim));
+    rest.end_ = end_ - std::min(end_, n);
+    return rest;
+  }
+  HWY_INLINE void At(size_t i, const HeadRows& rows, const uint32_t* HWY_RESTRICT cells,
+                     size_t row_bytes) const {
+    if (next_ != nullptr) {
+      PrefetchRow(next_ + i * row_bytes, row_bytes);
+    } else if (i + kRowsAhead < end_) {
+      PrefetchRow(rows.data + cells[i + kRowsAhead] * rows.stride, row_bytes);
+    }
+  }
+
+ private:
+  const uint8_t* next_ = nullptr;
+  size_t end_ = 0;
+};
 
 // out[0..3] = sums of the lanes of a, b, c, e. One transpose for four rows: a horizontal sum each
 // would cost twice as much.
@@ -102,8 +119,7 @@ HWY_INLINE void DotBlock(D d, const float* HWY_RESTRICT q, size_t q_stride, cons
     const uint8_t* rows[4];
     for (size_t r = 0; r < 4; ++r) {
       rows[r] = keys.data + cells[std::min(i + r, n - 1)] * keys.stride;
-      if (i + r + ahead.rows < ahead.end)
-        PrefetchRow(keys.data + cells[i + r + ahead.rows] * keys.stride, row_bytes);
+      if (i + r < n) ahead.At(i + r, keys, cells, row_bytes);
     }
     V sum[kHeads][4];
     for (int g = 0; g < kHeads; ++g) {
@@ -149,7 +165,7 @@ HWY_INLINE void ScoreBlock(const QueryHeads& query, const HeadRows& keys,
       for (int g = 0; g < query.heads; g += kHeadsPerLoad) {
         const float* q = query.q + g * query.stride;
         float* out = scores + g * kBlock;
-        const Lookahead once = {ahead.rows, g == 0 ? ahead.end : 0};
+        const Lookahead once = g == 0 ? ahead : Lookahead();
         switch (std::min(kHeadsPerLoad, query.heads - g)) {
           case 4:
             DotBlock<kType, 4>(d, q, query.stride, keys, cells, n, once, out, kBlock);
