@@ -1,10 +1,7 @@
 #include "bench/roofline/data.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cmath>
-#include <new>
 #include <numeric>
 #include <random>
 
@@ -27,16 +24,6 @@ HugeHalves RandomHalves(size_t count, uint32_t seed) {
 }
 
 }  // namespace
-
-HugeHalves::HugeHalves(size_t count) {
-  constexpr size_t kHugePage = size_t{2} << 20;
-  const size_t bytes = (count * sizeof(uint16_t) + kHugePage - 1) / kHugePage * kHugePage;
-  data_.reset(static_cast<uint16_t*>(std::aligned_alloc(kHugePage, bytes)));
-  if (data_ == nullptr) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  madvise(data_.get(), bytes, MADV_HUGEPAGE);
-#endif
-}
 
 Cache::Cache(const LayerShape& shape, size_t bytes)
     : shape_(shape),

@@ -4,11 +4,10 @@
 #define TACTIC_BENCH_ROOFLINE_DATA_H_
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <span>
 #include <vector>
 
+#include "bench/huge_halves.h"
 #include "src/cpu/kernels.h"
 #include "src/half.h"
 #include "src/segment.h"
@@ -19,20 +18,6 @@ namespace tactic::bench {
 // Of one KV head's keys, every kSparsity-th is read, at random places; as many disjoint sets are
 // read in turn, so that all of the cache counts as data.
 inline constexpr int kSparsity = 10;
-
-// Halves in huge pages, as the engine's cache is (llama/src/huge_pages.h).
-class HugeHalves {
- public:
-  explicit HugeHalves(size_t count);
-  uint16_t* data() { return data_.get(); }
-  const uint16_t* data() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(uint16_t* data) const { std::free(data); }
-  };
-  std::unique_ptr<uint16_t, Free> data_;
-};
 
 class Cache {
  public:
