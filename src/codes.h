@@ -68,6 +68,11 @@ constexpr size_t CodeRows(int dim, int bits) {
 }
 constexpr size_t CodeBlockBytes(int dim, int bits) { return CodeRows(dim, bits) * kCodeRow; }
 
+// Centroids of `slots` clusters are interleaved likewise: four elements of each, then the next four.
+constexpr size_t CentroidAt(size_t element, size_t cluster, size_t slots) {
+  return element / 4 * slots * 4 + cluster * 4 + element % 4;
+}
+
 // Elements of a query that the codes' rows may touch: `dim` rounded up; zeros beyond it.
 constexpr int CodeQueryDim(int dim) { return (dim + 31) / 32 * 32; }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <vector>
 
@@ -12,16 +13,17 @@
 namespace tactic {
 namespace {
 
-// A row in 8 bits with one scale for all of it. The scale is rounded up to f16, so that no element
-// exceeds 127. False: it is too large for an f16.
-bool Quantise(const double* row, int dim, int8_t* out, size_t out_stride, uint16_t* scale) {
+// A row in 8 bits with one scale for all of it, element x to out[at(x)]. The scale is rounded up to
+// f16, so that no element exceeds 127. False: it is too large for an f16.
+template <class At>
+bool Quantise(const double* row, int dim, int8_t* out, const At& at, uint16_t* scale) {
   double most = 0;
   for (int x = 0; x < dim; ++x) most = std::max(most, std::fabs(row[x]));
   *scale = FloatToHalf(static_cast<float>(most / 127));
   if (HalfToFloat(*scale) * 127 < most) ++*scale;
   const double step = HalfToFloat(*scale);
   for (int x = 0; x < dim; ++x)
-    out[x * out_stride] = static_cast<int8_t>(step > 0 ? std::lround(row[x] / step) : 0);
+    out[at(static_cast<size_t>(x))] = static_cast<int8_t>(step > 0 ? std::lround(row[x] / step) : 0);
   return std::isfinite(step);
 }
 
@@ -68,10 +70,11 @@ class Encoder {
     const auto size = static_cast<int>(out_.Size(c));
     std::vector<double> mean(dim);
     Mean(keys, begin, size, dim, &mean);
-    int8_t* centroid = codes_.centroids.data() + c;
-    fits_ = Quantise(mean.data(), dim, centroid, static_cast<size_t>(slots_),
-                     &codes_.centroid_scales[c]) &&
-            fits_;
+    int8_t* centroids = codes_.centroids.data();
+    const auto at = [&](size_t x) {
+      return CentroidAt(x, static_cast<size_t>(c), static_cast<size_t>(slots_));
+    };
+    fits_ = Quantise(mean.data(), dim, centroids, at, &codes_.centroid_scales[c]) && fits_;
     const float step = HalfToFloat(codes_.centroid_scales[c]);
     double longest = 0;
     double all = 0;
@@ -81,7 +84,7 @@ class Encoder {
       float* residual = residuals_.data() + static_cast<size_t>(begin + i) * dim;
       double length = 0;
       for (int x = 0; x < dim; ++x) {
-        residual[x] = key[x] - step * static_cast<float>(centroid[static_cast<size_t>(x) * slots_]);
+        residual[x] = key[x] - step * static_cast<float>(centroids[at(static_cast<size_t>(x))]);
         const double square = static_cast<double>(residual[x]) * residual[x];
         runs[x * Codes::kRuns / dim] += square;
         length += square;
@@ -109,7 +112,8 @@ class Encoder {
 
   // Takes over the clusters of an earlier state of the segment.
   void Adopt(const Clusters& from) {
-    CopyColumns(from.codes.centroids, shape_.head_dim, slots_, from.count, &codes_.centroids);
+    CopyColumns(from.codes.centroids, shape_.head_dim / 4, slots_ * 4, from.count * 4,
+                &codes_.centroids);
     CopyColumns(from.codes.centroid_scales, 1, slots_, from.count, &codes_.centroid_scales);
     CopyColumns(from.codes.spreads, Codes::kRuns + 1, slots_, from.count, &codes_.spreads);
     CopyColumns(from.codes.means, 1, 0, from.count * shape_.value_dim, &codes_.means);
@@ -159,8 +163,8 @@ class Encoder {
  private:
   void StoreMean(int slot, const std::vector<double>& mean) {
     fits_ = Quantise(mean.data(), shape_.value_dim,
-                     codes_.means.data() + static_cast<size_t>(slot) * shape_.value_dim, 1,
-                     &codes_.mean_scales[slot]) &&
+                     codes_.means.data() + static_cast<size_t>(slot) * shape_.value_dim,
+                     std::identity(), &codes_.mean_scales[slot]) &&
             fits_;
   }
 

@@ -30,22 +30,26 @@ void ScorePart(Step& step, int request, int kv_head, int part, int thread) {
   const RequestPlan& r = step.requests[request];
   const int group = step.group();
   const int first = kv_head * group;
-  const cpu::QueryHeads queries = step.Queries(r, first, group);
+  const cpu::QueryHeads heads = step.Queries(r, first, group);
   float energy[LayerShape::kMaxGroup][Codes::kRuns] = {};
+  int32_t parts[LayerShape::kMaxGroup][LayerShape::kMaxDim / 2];
+  cpu::CentroidQuery queries[LayerShape::kMaxGroup];
   const int dim = step.shape.head_dim;
   for (int g = 0; g < group; ++g) {
+    const float* q = heads.q + g * heads.stride;
     for (int x = 0; x < dim; ++x) {
-      const float q = queries.q[g * queries.stride + x] * queries.scale;
-      energy[g][x * Codes::kRuns / dim] += q * q;
+      const float scaled = q[x] * heads.scale;
+      energy[g][x * Codes::kRuns / dim] += scaled * scaled;
     }
+    queries[g] = SplitQuery(q, dim, heads.scale, parts[g]);
   }
   std::vector<float>& log_sizes = step.scratch[thread].logits;
   const Share segments = step.Part(r, part);
   for (int64_t j = segments.begin; j < segments.end; ++j) {
     const Codes& codes = r.coded[j].segment->head(kv_head).codes;
     const int64_t base = j * step.slots;
-    cpu::ScoreByteCentroids(queries, dim, codes.centroids.data(), codes.centroid_scales.data(),
-                            step.slots, step.Scores(r, first) + base,
+    cpu::ScoreByteCentroids(queries, group, dim, codes.centroids.data(),
+                            codes.centroid_scales.data(), step.slots, step.Scores(r, first) + base,
                             static_cast<size_t>(r.clusters));
     LogSizes(r.coded[j], kv_head, step.slots, log_sizes.data());
     const cpu::ClusterFacts facts = {codes.spreads.data(), log_sizes.data(), step.slots};

@@ -30,7 +30,7 @@ struct Codes {
   // [(blocks + 1) * kCodeBlock] ByteFloat: t of every key; 0 for padding, of which a vector of any
   // member may read some.
   std::vector<uint8_t> scales;
-  std::vector<int8_t> centroids;          // [head_dim][slots]
+  std::vector<int8_t> centroids;          // [head_dim / 4][slots][4]: CentroidAt
   std::vector<uint16_t> centroid_scales;  // f16, [slots]
   std::vector<uint8_t> spreads;  // ByteFloat, [kRuns + 1][slots]: root mean square of an element of
                                  // each run; then how far the longest residual exceeds the rms one

@@ -226,6 +226,20 @@ void AttendDense(State& state, const LayerShape& shape, const Size& size) {
   ReportError(state, AttentionError(cache, cells, states.data(), stride));
 }
 
+// The queries of a group as centroids are scored with.
+struct CentroidQueries {
+  std::vector<std::vector<int32_t>> parts;
+  std::vector<cpu::CentroidQuery> queries;
+
+  CentroidQueries(const cpu::QueryHeads& heads, int dim) {
+    for (int g = 0; g < heads.heads; ++g) {
+      parts.emplace_back(dim / 2);
+      queries.push_back(SplitQuery(heads.q + static_cast<size_t>(g) * heads.stride, dim,
+                                   heads.scale, parts.back().data()));
+    }
+  }
+};
+
 void ScoreCentroids(State& state, const LayerShape& shape, const Size& size) {
   const Cache cache = CodedCache::Keys(shape);
   const CodedCache coded(cache, 2, 0);
@@ -240,11 +254,13 @@ void ScoreCentroids(State& state, const LayerShape& shape, const Size& size) {
     scales.insert(scales.end(), codes.centroid_scales.begin(), codes.centroid_scales.end());
   }
   std::vector<float> scores(slots * static_cast<size_t>(shape.group()));
+  const CentroidQueries queries(cache.Query(), shape.head_dim);
   for (auto _ : state) {
     for (size_t s = 0; s < segments; ++s) {
-      cpu::ScoreByteCentroids(
-          cache.Query(), shape.head_dim, centroids.data() + s * codes.centroids.size(),
-          scales.data() + s * slots, static_cast<int>(slots), scores.data(), slots);
+      cpu::ScoreByteCentroids(queries.queries.data(), shape.group(), shape.head_dim,
+                              centroids.data() + s * codes.centroids.size(),
+                              scales.data() + s * slots, static_cast<int>(slots), scores.data(),
+                              slots);
     }
   }
   Report(state, segments * segment, segments * slots);
@@ -255,7 +271,8 @@ void ScoreCentroids(State& state, const LayerShape& shape, const Size& size) {
     for (size_t c = 0; c < slots; ++c) {
       double dot = 0;
       for (size_t x = 0; x < static_cast<size_t>(shape.head_dim); ++x)
-        dot += double{query.q[g * query.stride + x]} * codes.centroids[x * slots + c];
+        dot += double{query.q[g * query.stride + x]} *
+               codes.centroids[CentroidAt(x, c, slots)];
       error.Add(scores[g * slots + c], dot * query.scale * HalfToFloat(codes.centroid_scales[c]));
     }
   }
@@ -280,9 +297,10 @@ void ScanCodes(State& state, const LayerShape& shape, int bits, const Size& size
   }
   const size_t slots = clusters.codes.centroid_scales.size();
   std::vector<float> scores(slots * group);
-  cpu::ScoreByteCentroids(query, shape.head_dim, clusters.codes.centroids.data(),
-                          clusters.codes.centroid_scales.data(), static_cast<int>(slots),
-                          scores.data(), slots);
+  const CentroidQueries centroid_queries(query, shape.head_dim);
+  cpu::ScoreByteCentroids(centroid_queries.queries.data(), shape.group(), shape.head_dim,
+                          clusters.codes.centroids.data(), clusters.codes.centroid_scales.data(),
+                          static_cast<int>(slots), scores.data(), slots);
   const std::vector<uint8_t> kept(slots, 1);
   std::vector<uint32_t> blocks(kKeys / kCodeBlock);
   for (size_t b = 0; b < blocks.size(); ++b) blocks[b] = static_cast<uint32_t>(b);

@@ -12,6 +12,7 @@
 
 #include "hwy/contrib/math/math-inl.h"
 #include "src/codes.h"
+#include "src/cpu/dot-inl.h"
 #include "src/cpu/kernels.h"
 #include "src/cpu/load-inl.h"
 #include "src/segment.h"
@@ -82,42 +83,61 @@ HWY_INLINE void ForHeads(int heads, const F& f) {
   }
 }
 
+// The centroids' scores for kHeads queries.
 template <int kHeads>
-HWY_INLINE void ScoreByteColumns(const QueryHeads& query, int first, size_t dim,
+HWY_INLINE void ScoreByteColumns(const CentroidQuery* queries, size_t dim,
                                  const int8_t* HWY_RESTRICT centroids,
                                  const uint16_t* HWY_RESTRICT centroid_scales, size_t padded,
                                  float* HWY_RESTRICT scores, size_t score_stride) {
-  const hn::CappedTag<float, kCentroidLanes> d;
-  using V = hn::Vec<decltype(d)>;
-  const float* q = query.q + first * query.stride;
-  for (size_t c = 0; c < padded; c += hn::Lanes(d)) {
-    V even[kHeads];
-    V odd[kHeads];
-    for (int g = 0; g < kHeads; ++g) even[g] = odd[g] = hn::Zero(d);
-    for (size_t i = 0; i < dim; i += 2) {
-      const V c0 = LoadSignedBytes(d, centroids + i * padded + c);
-      const V c1 = LoadSignedBytes(d, centroids + (i + 1) * padded + c);
-      for (int g = 0; g < kHeads; ++g) {
-        even[g] = hn::MulAdd(c0, hn::Set(d, q[g * query.stride + i]), even[g]);
-        odd[g] = hn::MulAdd(c1, hn::Set(d, q[g * query.stride + i + 1]), odd[g]);
-      }
-    }
-    const V scale = hn::Mul(LoadHalves(d, centroid_scales + c), hn::Set(d, query.scale));
-    for (int g = 0; g < kHeads; ++g) {
-      hn::StoreU(hn::Mul(scale, hn::Add(even[g], odd[g])), d,
-                 scores + (first + g) * score_stride + c);
+#if HWY_TARGET == HWY_SCALAR
+  for (int g = 0; g < kHeads; ++g) {
+    const auto* high = reinterpret_cast<const int8_t*>(queries[g].high);
+    const auto* low = reinterpret_cast<const int8_t*>(queries[g].low);
+    for (size_t c = 0; c < padded; ++c) {
+      int32_t dot = 0;
+      for (size_t x = 0; x < dim; ++x)
+        dot += centroids[CentroidAt(x, c, padded)] * (kHighPart * high[x] + low[x]);
+      const float scale = hn::GetLane(LoadHalves(hn::CappedTag<float, 1>(), centroid_scales + c));
+      scores[g * score_stride + c] = static_cast<float>(dot) * (scale * queries[g].unit);
     }
   }
+#else
+  const ByteTag du8;
+  const DotTag di;
+  const hn::Repartition<float, ByteTag> d;
+  constexpr int kHighShift = 6;
+  static_assert(kHighPart == 1 << kHighShift);
+  for (size_t c = 0; c < padded; c += hn::Lanes(d)) {
+    hn::Vec<DotTag> high[kHeads];
+    hn::Vec<DotTag> low[kHeads];
+    for (int g = 0; g < kHeads; ++g) high[g] = low[g] = hn::Zero(di);
+    for (size_t quad = 0; quad < dim / 4; ++quad) {
+      const auto* at = reinterpret_cast<const uint8_t*>(centroids) + 4 * (quad * padded + c);
+      const auto bytes = Biased(hn::LoadU(du8, at));
+      for (int g = 0; g < kHeads; ++g) {
+        high[g] = DotAdd(high[g], bytes, hn::Set(di, queries[g].high[quad]));
+        low[g] = DotAdd(low[g], bytes, hn::Set(di, queries[g].low[quad]));
+      }
+    }
+    const auto scale = LoadHalves(d, centroid_scales + c);
+    for (int g = 0; g < kHeads; ++g) {
+      const auto bias = hn::Set(di, kByteBias * queries[g].sum);
+      const auto dot = hn::Sub(hn::Add(hn::ShiftLeft<kHighShift>(high[g]), low[g]), bias);
+      const auto unit = hn::Mul(scale, hn::Set(d, queries[g].unit));
+      hn::StoreU(hn::Mul(hn::ConvertTo(d, dot), unit), d, scores + g * score_stride + c);
+    }
+  }
+#endif
 }
 
-HWY_ATTR void ScoreByteCentroids(const QueryHeads& query, int dim, const int8_t* centroids,
-                                 const uint16_t* centroid_scales, int padded, float* scores,
-                                 size_t score_stride) {
+HWY_ATTR void ScoreByteCentroids(const CentroidQuery* queries, int heads, int dim,
+                                 const int8_t* centroids, const uint16_t* centroid_scales,
+                                 int padded, float* scores, size_t score_stride) {
   const auto width = static_cast<size_t>(dim);
   const auto columns = static_cast<size_t>(padded);
-  ForHeads(query.heads, [&](auto heads, int g) HWY_ATTR {
-    ScoreByteColumns<decltype(heads)::value>(query, g, width, centroids, centroid_scales, columns,
-                                             scores, score_stride);
+  ForHeads(heads, [&](auto count, int g) HWY_ATTR {
+    ScoreByteColumns<decltype(count)::value>(queries + g, width, centroids, centroid_scales,
+                                             columns, scores + g * score_stride, score_stride);
   });
 }
 

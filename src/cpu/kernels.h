@@ -125,9 +125,20 @@ void AttendPrompt(const PromptTile& tile, float* scratch);
 
 // --- mode tactic ---
 
-// scores[h * score_stride + c] = q_h . centroid_c * scale for c in [0,
-// padded). centroids: [dim][padded], each in units of its f16 scale.
-void ScoreByteCentroids(const QueryHeads& query, int dim, const int8_t* centroids,
+// A query head, scale included, as centroids are scored with: unit * (kHighPart * high + low), both
+// parts in signed bytes of at most kSmallByte, which is off by unit / 2 at most.
+inline constexpr int kSmallByte = 63;
+inline constexpr int kHighPart = 64;
+struct CentroidQuery {
+  const int32_t* high;  // [dim / 4]: four signed bytes each
+  const int32_t* low;
+  float unit;
+  int32_t sum;  // of kHighPart * high + low over the elements
+};
+
+// scores[h * score_stride + c] = q_h . centroid_c * scale for c in [0, padded). centroids: laid out
+// by CentroidAt (src/codes.h), each in units of its f16 scale.
+void ScoreByteCentroids(const CentroidQuery* queries, int heads, int dim, const int8_t* centroids,
                         const uint16_t* centroid_scales, int padded, float* scores,
                         size_t score_stride);
 
@@ -198,7 +209,7 @@ void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor,
 
 // Appends to `out` the numbers i of the keys in the blocks listed for which keys[h * key_stride +
 // i] lies in [low[h], high[h]) for some head h and whose bit in `read` is not set, sets it, and
-// returns how many.
+// returns how many. kCodeBlock more entries must be writable.
 size_t SelectKeys(const float* keys, size_t key_stride, int heads, const float* low,
                   const float* high, const uint32_t* blocks, size_t n, uint64_t* read,
                   uint32_t* out);

@@ -8,10 +8,10 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <limits>
 
 #include "hwy/cache_control.h"
+#include "src/cpu/dot-inl.h"
 #include "src/cpu/estimate-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -74,48 +74,7 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
   }
 }
 #else
-using ByteTag = hn::CappedTag<uint8_t, kCodeRow>;
-using DotTag = hn::Repartition<int32_t, ByteTag>;
 using KeyTag = hn::Repartition<float, ByteTag>;
-
-// sum[i] + the sum over j in [0, 4) of levels[4 i + j] * q[4 i + j]. Levels are below 128, so the
-// two-step forms cannot saturate. Highway of this version has no such operation.
-HWY_INLINE hn::Vec<DotTag> DotAdd(hn::Vec<DotTag> sum, hn::Vec<ByteTag> levels, hn::Vec<DotTag> q) {
-#if HWY_TARGET != HWY_EMU128 && HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
-  // By name: this version of Highway compiles the target without the intrinsics' flag, but uses it
-  // only where the instruction exists.
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(levels.raw), "v"(q.raw));
-  return sum;
-#elif HWY_TARGET == HWY_AVX3
-  const __m512i pairs = _mm512_maddubs_epi16(levels.raw, q.raw);
-  return hn::Vec<DotTag>{_mm512_add_epi32(sum.raw, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
-#elif HWY_TARGET == HWY_AVX2
-  const __m256i pairs = _mm256_maddubs_epi16(levels.raw, q.raw);
-  return hn::Vec<DotTag>{_mm256_add_epi32(sum.raw, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
-#elif HWY_TARGET == HWY_SSE4
-  const __m128i pairs = _mm_maddubs_epi16(levels.raw, q.raw);
-  return hn::Vec<DotTag>{_mm_add_epi32(sum.raw, _mm_madd_epi16(pairs, _mm_set1_epi16(1)))};
-#elif HWY_TARGET != HWY_EMU128 && HWY_ARCH_ARM_A64
-  const int8x16_t a = vreinterpretq_s8_u8(levels.raw);
-  const int8x16_t b = vreinterpretq_s8_s32(q.raw);
-  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b));
-  const int16x8_t high = vmull_s8(vget_high_s8(a), vget_high_s8(b));
-  return hn::Vec<DotTag>{vpadalq_s16(sum.raw, vpaddq_s16(low, high))};
-#else
-  HWY_ALIGN uint8_t l[kCodeRow];
-  HWY_ALIGN int32_t p[kCodeRow / 4];
-  HWY_ALIGN int32_t s[kCodeRow / 4];
-  hn::Store(levels, ByteTag(), l);
-  hn::Store(q, DotTag(), p);
-  hn::Store(sum, DotTag(), s);
-  for (size_t i = 0; i < hn::Lanes(DotTag()); ++i) {
-    int8_t four[4];
-    std::memcpy(four, &p[i], 4);
-    for (size_t j = 0; j < 4; ++j) s[i] += l[4 * i + j] * four[j];
-  }
-  return hn::Load(DotTag(), s);
-#endif
-}
 
 // What turns the bits of a code into its stored level, by byte shuffles of four bits each: of codes
 // of two bits one half of the table looks at the lower of two, the other at the upper.

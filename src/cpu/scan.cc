@@ -21,11 +21,11 @@ HWY_EXPORT(SumRange);
 HWY_EXPORT(UnreadMasses);
 HWY_EXPORT(AddMeans);
 
-void ScoreByteCentroids(const QueryHeads& query, int dim, const int8_t* centroids,
+void ScoreByteCentroids(const CentroidQuery* queries, int heads, int dim, const int8_t* centroids,
                         const uint16_t* centroid_scales, int padded, float* scores,
                         size_t score_stride) {
   HWY_DYNAMIC_DISPATCH(ScoreByteCentroids)
-  (query, dim, centroids, centroid_scales, padded, scores, score_stride);
+  (queries, heads, dim, centroids, centroid_scales, padded, scores, score_stride);
 }
 
 void EstimateClusters(const ClusterFacts& facts, const float* scores, const float* run_energy,

@@ -27,6 +27,15 @@ HWY_INLINE uint32_t MaskBits(D d, hn::Mask<D> mask) {
   return bits;
 }
 
+// Stores the lanes of v for which mask holds one after the other, then garbage, a whole vector in
+// all. Returns how many. Not CompressStore: of what writes only the lanes that count, Zen 4 makes
+// microcode (23 ns for a vector, this 1.5).
+template <class D, class T>
+HWY_INLINE size_t Append(D d, hn::Vec<D> v, hn::Mask<D> mask, T* HWY_RESTRICT out) {
+  hn::StoreU(hn::Compress(v, mask), d, out);
+  return hn::CountTrue(d, mask);
+}
+
 HWY_ATTR void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor,
                         MassBins* bins) {
   const hn::CappedTag<float, kCodeBlock> d;
@@ -44,7 +53,7 @@ HWY_ATTR void AddToBins(const float* keys, const uint32_t* blocks, size_t n, flo
     for (size_t b = begin; b < std::min(n, begin + kBlocks); ++b) {
       for (size_t i = 0; i < kCodeBlock; i += lanes) {
         const auto key = hn::LoadU(d, keys + blocks[b] * size_t{kCodeBlock} + i);
-        count += hn::CompressStore(key, hn::Ge(key, vfloor), d, found + count);
+        count += Append(d, key, hn::Ge(key, vfloor), found + count);
       }
     }
     for (size_t i = 0; i < count; i += lanes) {
@@ -89,7 +98,7 @@ HWY_ATTR size_t SelectKeys(const float* keys, size_t key_stride, int heads, cons
       std::memcpy(bytes, &bits, sizeof(bits));
       const auto mask = hn::LoadMaskBits(du, bytes);
       const auto number = hn::Iota(du, static_cast<uint32_t>(begin + i));
-      count += hn::CompressBlendedStore(number, mask, du, out + count);
+      count += Append(du, number, mask, out + count);
     }
   }
   return count;

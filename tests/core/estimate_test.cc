@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "src/code_query.h"
 #include "src/codes.h"
 #include "src/cpu/kernels.h"
 #include "src/half.h"
@@ -28,6 +30,12 @@ constexpr int kDims[] = {8, 40, 64, 72, 80, 96, 128, 512};
 
 using EstimateKernels = IsaTest;
 
+double Largest(const float* x, int n) {
+  double most = 0;
+  for (int i = 0; i < n; ++i) most = std::max<double>(most, std::fabs(x[i]));
+  return most;
+}
+
 TEST_P(EstimateKernels, ScoreByteCentroids) {
   std::mt19937 random(1);
   for (int dim : kDims) {
@@ -42,22 +50,26 @@ TEST_P(EstimateKernels, ScoreByteCentroids) {
       const std::vector<float> q = RandomRow(static_cast<int>(heads * stride), random);
       const size_t score_stride = padded + 5;
       std::vector<float> scores(heads * score_stride, -7);
-      const cpu::QueryHeads query = {q.data(), stride, heads, 0.3f, 5.0f};  // the cap is not used
-      cpu::ScoreByteCentroids(query, dim, centroids.data(), scales.data(), padded, scores.data(),
-                              score_stride);
+      std::vector<std::vector<int32_t>> parts(heads, std::vector<int32_t>(dim / 2));
+      std::vector<cpu::CentroidQuery> queries;
+      for (int g = 0; g < heads; ++g)
+        queries.push_back(SplitQuery(q.data() + g * stride, dim, 0.3f, parts[g].data()));
+      cpu::ScoreByteCentroids(queries.data(), heads, dim, centroids.data(), scales.data(), padded,
+                              scores.data(), score_stride);
       for (int g = 0; g < heads; ++g) {
         for (int c = 0; c < padded; ++c) {
           double dot = 0;
-          double sum = 0;
+          double size = 0;  // of the centroid
           for (int x = 0; x < dim; ++x) {
-            const double product =
-                static_cast<double>(q[g * stride + x]) * centroids[x * padded + c];
-            dot += product;
-            sum += std::fabs(product);
+            const int8_t centroid = centroids[x / 4 * 4 * padded + 4 * c + x % 4];
+            dot += static_cast<double>(q[g * stride + x]) * 0.3f * centroid;
+            size += std::abs(centroid);
           }
-          const double scale = HalfToFloat(scales[c]) * 0.3f;
+          // The query is off by half a unit, which is a 4032nd of its largest element.
+          const double scale = HalfToFloat(scales[c]);
+          const double half_unit = 0.3 * Largest(q.data() + g * stride, dim) / 4032 / 2;
           ASSERT_NEAR(scores[g * score_stride + c], dot * scale,
-                      tolerance::Gamma(dim + 4) * sum * scale + 1e-30);
+                      1.0001 * half_unit * size * scale + 1e-6 * std::fabs(dot * scale) + 1e-30);
         }
         for (int c = padded; c < static_cast<int>(score_stride); ++c)
           ASSERT_EQ(scores[g * score_stride + c], -7);

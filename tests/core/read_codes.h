@@ -59,7 +59,8 @@ inline void ReadClusters(const Clusters& from, int count, int64_t first, int hea
     cluster.mean = mean(c);
     const double step = HalfToFloat(codes.centroid_scales[c]);
     for (int x = 0; x < head_dim; ++x)
-      cluster.centroid.push_back(step * codes.centroids[static_cast<size_t>(x) * slots + c]);
+      cluster.centroid.push_back(
+          step * codes.centroids[x / 4 * size_t{4} * slots + static_cast<size_t>(4 * c + x % 4)]);
     for (int r = 0; r < oracle::kSpreadRuns; ++r)
       cluster.spreads.push_back(ReadByteFloat(codes.spreads[static_cast<size_t>(r) * slots + c]));
     cluster.longest =

@@ -268,12 +268,12 @@ TEST_P(ScanKernels, SelectKeys) {
           want.push_back(static_cast<uint32_t>(i));
         }
       }
-      std::vector<uint32_t> out(n, 0xABCD);
+      std::vector<uint32_t> out(n + 16, 0xABCD);
       out.resize(cpu::SelectKeys(keys.data(), stride, heads, low.data(), high.data(), blocks.data(),
                                  blocks.size(), read.data(), out.data()));
       EXPECT_EQ(out, want);
       EXPECT_EQ(read, want_read);
-      std::vector<uint32_t> again(n);
+      std::vector<uint32_t> again(n + 16);
       EXPECT_EQ(cpu::SelectKeys(keys.data(), stride, heads, low.data(), high.data(), blocks.data(),
                                 blocks.size(), read.data(), again.data()),
                 0u)
