@@ -6,7 +6,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <vector>
 
@@ -27,11 +26,9 @@ struct CodedSegment {
 // Keys of a segment are padded to whole words of the `read` bitmap.
 inline constexpr int64_t kKeyUnit = 64;
 
-// Thresholds for keys: none is above the first; the second is below all but skipped ones (-inf).
-inline constexpr float kNoKey = std::numeric_limits<float>::infinity();
-inline constexpr float kEveryKey = std::numeric_limits<float>::lowest();
-// The lowest key that bins are kept for: less than any sum of masses resolves.
-inline constexpr float kLowestFloor = -60;
+// Thresholds for levels of keys: none reaches the first; all but skipped ones reach the second.
+inline constexpr uint32_t kNoKey = uint32_t{cpu::kLastKey} + 1;
+inline constexpr uint32_t kEveryKey = uint32_t{cpu::kSkippedKey} + 1;
 
 // What is known of one query head.
 struct CodedHead {
@@ -39,14 +36,13 @@ struct CodedHead {
   double fixed = 0;           // mass of the forced rows, exact
   double skipped = 0;         // estimated mass of skipped clusters
   double total = 0;           // estimated mass of all scanned keys
-  float floor = 0;            // keys below are not in the bins
-  float threshold = kNoKey;   // keys from here up are the head's own selection
+  uint32_t floor = kEveryKey;   // keys below are not in the bins
+  uint32_t threshold = kNoKey;  // keys from here up are the head's own selection
   double exact = 0;           // mass of fixed and own rows
   double estimated = 0;       // what the codes said of the own rows
   int64_t rows = 0;           // own rows, forced ones left out
   float norm = 0;             // |q * scale|^2
-  float low = kNoKey;         // keys in [low, high) are read in this round; none unless low < high
-  float high = kNoKey;        //
+  cpu::KeyRange range = {kNoKey, kNoKey};  // keys that are read in this round
   bool tail = false;          // unread mass counts in the output
   cpu::CodeQuery query = {};  // but half_variance, which depends on the segment's bits
 };
@@ -77,8 +73,8 @@ struct CodedStep {
   std::vector<float> floors;  // scratch of the filter
   std::vector<uint8_t> kept;  // [request][kv_head][cluster]: its codes are read
   // [request][q_head][key]
-  std::vector<float> keys;    // estimated logit + v / 2 - reference; -inf: skipped
-  std::vector<float> logits;  // exact, of the rows listed, at the rows' places
+  std::vector<cpu::KeyLevel> keys;  // estimated logit + v / 2 - reference
+  std::vector<float> logits;        // exact, of the rows listed, at the rows' places
   // [request][kv_head][key]
   std::vector<uint32_t> numbers;  // of the rows listed: their key
   std::vector<uint64_t> read;     // one bit per key

@@ -38,7 +38,7 @@ inline bool LastUnit(Step& step, CodedStage stage, int request, int kv_head) {
 }
 
 // Where the request's arrays begin.
-inline float* Keys(Step& step, const RequestPlan& r, int q_head) {
+inline cpu::KeyLevel* Keys(Step& step, const RequestPlan& r, int q_head) {
   return step.coded.keys.data() + r.first_key * step.shape.q_heads + q_head * r.keys;
 }
 inline float* Logits(Step& step, const RequestPlan& r, int q_head) {

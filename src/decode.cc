@@ -81,7 +81,8 @@ void AppendCoded(const SequenceIndex& index, int64_t tokens, std::vector<CodedSe
                  int64_t* keys) {
   const auto add = [&](const Segment& segment, int clusters, int64_t members, bool pages) {
     out->push_back({&segment, clusters, members, *keys, pages});
-    *keys += (members + kCodeBlock + kKeyUnit - 1) / kKeyUnit * kKeyUnit;  // FillKeys writes more
+    // Lists of keys are written in whole blocks.
+    *keys += (members + kCodeBlock + kKeyUnit - 1) / kKeyUnit * kKeyUnit;
   };
   const bool pages = index.options().index == IndexKind::kPages;
   int64_t closed = 0;  // end of the closed segments
@@ -272,12 +273,16 @@ Status DecodeStep::Plan(const LayerShape& shape, const Options& options, const D
   }
   // Mode tactic: the sizes of a segment's clusters, and what a group does not read of each.
   if (options.mode == Mode::kTactic) samples = int64_t{step.slots + 1} * shape.group();
+  int64_t scores = 0;
+  for (const CodedSegment& segment : step.coded.segments)
+    scores = std::max(scores, (segment.tokens + 2 * kCodeBlock) * shape.group());
   if (std::ssize(step.scratch) < threads) step.scratch.resize(threads);
   for (Step::Scratch& scratch : step.scratch) {
     Grow(&scratch.order, most_clusters);
     Grow(&scratch.bucket_of, most_clusters);
     Grow(&scratch.cells, samples);
     Grow(&scratch.logits, samples);
+    Grow(&scratch.scores, scores);
     Grow(&scratch.prefix, head);
   }
   return Status::Ok();
@@ -289,7 +294,7 @@ void DecodeStep::RunPhase(Phase phase, int thread) {
     case Phase::kRank:
       return coded ? FilterStage(*impl_, thread) : RankStage(*impl_, thread);
     case Phase::kBudget:
-      return coded ? ScanStage(*impl_) : BudgetStage(*impl_, thread);
+      return coded ? ScanStage(*impl_, thread) : BudgetStage(*impl_, thread);
     case Phase::kSelect:
       return coded ? VerifyStage(*impl_) : SelectStage(*impl_, thread);
     case Phase::kAttend:
@@ -370,7 +375,7 @@ size_t DecodeStep::WorkspaceBytes() const {
                        coded.bins, coded.sums, coded.part_masses) +
                  static_cast<size_t>(coded.group_capacity) * sizeof(CodedGroup);
   for (const Step::Scratch& s : step.scratch)
-    bytes += Bytes(s.order, s.bucket_of, s.cells, s.logits, s.prefix);
+    bytes += Bytes(s.order, s.bucket_of, s.cells, s.logits, s.scores, s.prefix);
   return bytes;
 }
 

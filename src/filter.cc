@@ -2,6 +2,7 @@
 // KV head, which clusters can be left out (docs/algorithm.md).
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "src/attend.h"
 #include "src/code_query.h"
@@ -10,6 +11,8 @@
 
 namespace tactic {
 namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
 
 // Logs of the numbers of members; -inf for empty slots and for pages that may not be used yet.
 void LogSizes(const CodedSegment& segment, int kv_head, int slots, float* out) {
@@ -100,7 +103,7 @@ bool Estimate(Step& step, int request, int q_head, double* at_least) {
   float most = forced.max;
   bool finite = !std::isnan(forced.max) && std::isfinite(forced.sum);
   for (size_t c = 0; c < n; ++c) {
-    finite = finite && masses[c] < kNoKey;  // false for a NaN, too
+    finite = finite && masses[c] < kInf;  // false for a NaN, too
     most = std::max(most, masses[c]);
   }
   if (!finite || !std::isfinite(most)) return false;
@@ -108,7 +111,7 @@ bool Estimate(Step& step, int request, int q_head, double* at_least) {
   head.fixed = forced.sum * std::exp(static_cast<double>(forced.max) - most);
   cpu::ExpShifted(masses, n, most);
   cpu::ExpShifted(floors, n, most);
-  *at_least = head.fixed + cpu::SumUpTo(floors, n, kNoKey);
+  *at_least = head.fixed + cpu::SumUpTo(floors, n, kInf);
   return true;
 }
 
@@ -166,7 +169,8 @@ void FilterGroup(Step& step, int request, int kv_head) {
     constexpr double kShareBelow = 0.5;
     const double below = kShareBelow * (1 - step.options.target) * all /
                          static_cast<double>(std::max<int64_t>(1, members));
-    head.floor = std::max(kLowestFloor, static_cast<float>(std::log(below)));
+    const double level = (std::log(below) - cpu::kLowestKey) * cpu::kKeyLevels;
+    head.floor = static_cast<uint32_t>(std::clamp<double>(level, kEveryKey, cpu::kLastKey));
     PrepareQuery(step, request, first + g, &head);
   }
 }

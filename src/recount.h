@@ -11,7 +11,7 @@
 namespace tactic {
 
 // Counts the keys of query head `g` of a group again, of all parts into the bins of the first.
-inline void Recount(Step& step, int request, int kv_head, int g, float floor) {
+inline void Recount(Step& step, int request, int kv_head, int g, uint32_t floor) {
   const RequestPlan& r = step.requests[request];
   const int q_head = kv_head * step.group() + g;
   HeadOf(step, request, q_head).floor = floor;
@@ -29,9 +29,9 @@ inline Threshold ThresholdFor(Step& step, int request, int kv_head, int g, doubl
   const cpu::MassBins& bins = step.coded.bins[PartSlot(step, request, kv_head, 0, g)];
   const CodedHead& head = HeadOf(step, request, kv_head * step.group() + g);
   Threshold threshold = FindThreshold(bins, head.floor, need);
-  constexpr float kLower = 6;
-  while (threshold.key == kEveryKey && head.floor > kLowestFloor) {
-    Recount(step, request, kv_head, g, std::max(kLowestFloor, head.floor - kLower));
+  constexpr auto kLower = static_cast<uint32_t>(6 * cpu::kKeyLevels);
+  while (threshold.key == kEveryKey && head.floor > kEveryKey) {
+    Recount(step, request, kv_head, g, std::max(kEveryKey + kLower, head.floor) - kLower);
     threshold = FindThreshold(bins, head.floor, need);
   }
   return threshold;

@@ -9,8 +9,7 @@
 namespace tactic {
 namespace {
 
-// Lists the blocks that hold members of kept clusters of one segment, and gives all its keys the
-// scores of their centroids, or -inf. Returns the end of the list.
+// Lists the blocks that hold members of kept clusters of one segment. Returns the end of the list.
 uint32_t* ListBlocks(Step& step, const RequestPlan& r, int kv_head, int64_t j, uint32_t* list) {
   const CodedSegment& segment = r.coded[j];
   const Clusters& clusters = segment.segment->head(kv_head);
@@ -18,7 +17,6 @@ uint32_t* ListBlocks(Step& step, const RequestPlan& r, int kv_head, int64_t j, u
   const uint8_t* kept = Kept(step, r, kv_head) + base;
   const int count = std::min(segment.clusters, clusters.count);
   const auto first_block = static_cast<uint32_t>(segment.first_key / kCodeBlock);
-  uint32_t* const begin = list;
   uint32_t next = first_block;  // the first block that is not in the list yet
   for (int c = 0; c < count; ++c) {
     if (kept[c] == 0) continue;
@@ -26,17 +24,26 @@ uint32_t* ListBlocks(Step& step, const RequestPlan& r, int kv_head, int64_t j, u
     const uint32_t end = first_block + (clusters.starts[c + 1] + kCodeBlock - 1) / kCodeBlock;
     while (next < end) *list++ = next++;
   }
-  if (list == begin) return list;
-  const size_t padded = (clusters.starts[count] + kCodeBlock - 1) / kCodeBlock * kCodeBlock;
-  for (int g = 0; g < step.group(); ++g) {
-    const int q_head = kv_head * step.group() + g;
-    cpu::FillKeys(clusters.starts.data(), kept, count, step.Scores(r, q_head) + base, padded,
-                  Keys(step, r, q_head) + segment.first_key);
-  }
   return list;
 }
 
-void ScanPart(Step& step, int request, int kv_head, int part) {
+// Scores of their centroids for all keys of one segment, -inf for those that are skipped: [group]
+// rows in the thread's scratch. Returns the distance of rows.
+size_t SpreadSegment(Step& step, const RequestPlan& r, int kv_head, int64_t j, float* scores) {
+  const CodedSegment& segment = r.coded[j];
+  const Clusters& clusters = segment.segment->head(kv_head);
+  const int count = std::min(segment.clusters, clusters.count);
+  const int64_t base = j * step.slots;
+  const size_t padded = (clusters.starts[count] + kCodeBlock - 1) / kCodeBlock * kCodeBlock;
+  for (int g = 0; g < step.group(); ++g) {
+    cpu::SpreadScores(clusters.starts.data(), Kept(step, r, kv_head) + base, count,
+                      step.Scores(r, kv_head * step.group() + g) + base, padded,
+                      scores + static_cast<size_t>(g) * (padded + kCodeBlock));
+  }
+  return padded + kCodeBlock;
+}
+
+void ScanPart(Step& step, int request, int kv_head, int part, int thread) {
   const RequestPlan& r = step.requests[request];
   CodedGroup& group = GroupOf(step, request, kv_head);
   const int first = kv_head * step.group();
@@ -67,10 +74,12 @@ void ScanPart(Step& step, int request, int kv_head, int part) {
       queries[g] = head.query;
       queries[g].half_variance = kCodeBooks[codes.bits].error * head.norm / 2;
     }
+    float* const scores = step.scratch[thread].scores.data();
+    const size_t score_stride = SpreadSegment(step, r, kv_head, j, scores);
     cpu::ScanCodes({codes.planes.data(), codes.scales.data(), codes.bits, step.shape.head_dim},
                    queries, step.group(), step.params.softcap, begin, count,
-                   static_cast<uint32_t>(r.coded[j].first_key / kCodeBlock), Keys(step, r, first),
-                   static_cast<size_t>(r.keys), sums);
+                   static_cast<uint32_t>(r.coded[j].first_key / kCodeBlock), scores, score_stride,
+                   Keys(step, r, first), static_cast<size_t>(r.keys), sums);
     for (int g = 0; g < step.group(); ++g) {
       cpu::AddToBins(Keys(step, r, first + g), begin, count, HeadOf(step, request, first + g).floor,
                      bins + g);
@@ -96,6 +105,7 @@ void FindThresholds(Step& step, int request, int kv_head) {
   const RequestPlan& r = step.requests[request];
   CodedGroup& group = GroupOf(step, request, kv_head);
   const int first = kv_head * step.group();
+  const auto tokens = static_cast<double>(std::ssize(r.request.cells));
   double most = 0;  // rows that some head reads
   for (int g = 0; g < step.group() && !group.everything; ++g) {
     CodedHead& head = HeadOf(step, request, first + g);
@@ -114,15 +124,15 @@ void FindThresholds(Step& step, int request, int kv_head) {
     const double unread = Unread(step.options, head, 0);
     const double need = EstimatedMassFor(step.options, head.fixed, unread, 1);
     const Threshold threshold = ThresholdFor(step, request, kv_head, g, need);
-    head.threshold = head.low = threshold.key;
-    head.high = kNoKey;
+    head.threshold = threshold.key;
+    head.range = {threshold.key, kNoKey};
     head.exact = head.fixed;
     head.estimated = 0;
     head.rows = 0;
-    most = std::max(most, threshold.key == kEveryKey ? kNoKey : threshold.rows);
+    const double rows = threshold.key == kEveryKey ? tokens : threshold.rows;
+    most = std::max(most, rows);
     step.reports[step.Query(request, first + g)].code_error = CodeError(r, kv_head, head.norm);
   }
-  const auto tokens = static_cast<double>(std::ssize(r.request.cells));
   const bool all =
       most + static_cast<double>(std::ssize(r.forced)) > step.options.dense_share * tokens;
   if (all) group.everything = true;
@@ -130,9 +140,9 @@ void FindThresholds(Step& step, int request, int kv_head) {
 
 }  // namespace
 
-void ScanStage(Step& step) {
+void ScanStage(Step& step, int thread) {
   ClaimParts(step, kScanUnits, [&](int request, int kv_head, int part) {
-    ScanPart(step, request, kv_head, part);
+    ScanPart(step, request, kv_head, part, thread);
     if (LastUnit(step, kScanUnits, request, kv_head)) FindThresholds(step, request, kv_head);
   });
 }

@@ -81,6 +81,7 @@ struct Step {
     std::vector<uint8_t> bucket_of;
     std::vector<uint32_t> cells;
     std::vector<float> logits;
+    std::vector<float> scores;  // [group][keys of a segment]: those of their centroids
     std::vector<double> prefix;
   };
   std::vector<Scratch> scratch;
@@ -175,7 +176,7 @@ void CombineStage(Step& step, int thread);
 // The same of mode tactic: score and filter clusters; scan codes and find thresholds; read keys and
 // verify; attend to values and add the tail.
 void FilterStage(Step& step, int thread);
-void ScanStage(Step& step);
+void ScanStage(Step& step, int thread);
 void VerifyStage(Step& step);
 void TailStage(Step& step, int thread);
 

@@ -32,15 +32,15 @@ inline double EstimatedMassFor(const Options& options, double exact, double unre
 }
 
 struct Threshold {
-  float key = kNoKey;   // this and all above
-  double rows = 0;      // about so many
-  float edge = kNoKey;  // the lower end of the bin that `key` is in
+  uint32_t key = kNoKey;   // this and all above
+  double rows = 0;         // about so many
+  uint32_t edge = kNoKey;  // the lower end of the bin that `key` is in
 };
 
 // The key above which the bins hold `need`. Within a bin keys are taken to be spread evenly: what
 // that misses is found when the choice is verified. Of a bin with few keys all are taken: one of
 // them may be most of what there is.
-inline Threshold FindThreshold(const cpu::MassBins& bins, float floor, double need) {
+inline Threshold FindThreshold(const cpu::MassBins& bins, uint32_t floor, double need) {
   if (!(need > 0)) return {};
   double mass = 0;
   double rows = 0;
@@ -54,8 +54,9 @@ inline Threshold FindThreshold(const cpu::MassBins& bins, float floor, double ne
     constexpr uint32_t kFewKeys = 8;
     const bool all = b + 1 == cpu::kMassBins || bins.count[b] <= kFewKeys;
     const double share = all ? 1 : (need - mass) / bins.mass[b];
-    return {floor + static_cast<float>((b + 1 - share) / cpu::kBinsPerLogit),
-            rows + share * bins.count[b], floor + static_cast<float>(b) / cpu::kBinsPerLogit};
+    const uint32_t edge = floor + static_cast<uint32_t>(b) * cpu::kBinLevels;
+    const auto within = static_cast<uint32_t>((1 - share) * cpu::kBinLevels);
+    return {edge + within, rows + share * bins.count[b], edge};
   }
   return {kEveryKey, rows, kEveryKey};
 }

@@ -45,31 +45,31 @@ size_t ListAll(Step& step, int request, int kv_head, int part) {
   return count;
 }
 
-// Appends the keys of the part that lie in [low, high) for some head.
-void ReadRange(Step& step, int request, int kv_head, int part, const float* low,
-               const float* high) {
+// Appends the keys of the part that lie in some head's range.
+void ReadRange(Step& step, int request, int kv_head, int part,
+               const cpu::KeyRange* ranges) {
   const RequestPlan& r = step.requests[request];
   const Share keys = PartKeys(step, r, part);
   uint32_t& count = step.Counts(request, kv_head)[part];
   const size_t added = cpu::SelectKeys(
-      Keys(step, r, kv_head * step.group()), static_cast<size_t>(r.keys), step.group(), low, high,
+      Keys(step, r, kv_head * step.group()), static_cast<size_t>(r.keys), step.group(), ranges,
       Blocks(step, r, kv_head) + keys.begin / kCodeBlock, BlockCount(step, request, kv_head, part),
       Read(step, r, kv_head), Numbers(step, r, kv_head) + keys.begin + count);
   ReadKeys(step, request, kv_head, part, count, count + added);
   count += static_cast<uint32_t>(added);
 }
 
-// What query head `g` of the group finds in the part's rows with a key in [low, high).
-CodedStep::PartMass SumPart(Step& step, int request, int kv_head, int part, int g, float low,
-                            float high) {
+// What query head `g` of the group finds in the part's rows with a key in `range`.
+CodedStep::PartMass SumPart(Step& step, int request, int kv_head, int part, int g,
+                            cpu::KeyRange range) {
   const RequestPlan& r = step.requests[request];
   const Share keys = PartKeys(step, r, part);
   const int q_head = kv_head * step.group() + g;
   CodedStep::PartMass sum = {};
   sum.rows = static_cast<int64_t>(
       cpu::SumRange(Keys(step, r, q_head), Numbers(step, r, kv_head) + keys.begin,
-                    Logits(step, r, q_head) + keys.begin, step.Counts(request, kv_head)[part], low,
-                    high, HeadOf(step, request, q_head).reference, &sum.exact, &sum.estimated));
+                    Logits(step, r, q_head) + keys.begin, step.Counts(request, kv_head)[part], range,
+                    HeadOf(step, request, q_head).reference, &sum.exact, &sum.estimated));
   return sum;
 }
 
@@ -84,7 +84,7 @@ bool PlanRound(Step& step, int request, int kv_head) {
   bool any = false;
   for (int g = 0; g < step.group(); ++g) {
     CodedHead& head = HeadOf(step, request, kv_head * step.group() + g);
-    head.low = head.high = kNoKey;
+    head.range = {kNoKey, kNoKey};
     const double unread = Unread(step.options, head, head.estimated);
     if (head.threshold == kEveryKey || Reached(step.options, head.exact, unread)) continue;
     // What the codes promised of the rows read so far, and what these kept. Keys are selected for
@@ -96,8 +96,7 @@ bool PlanRound(Step& step, int request, int kv_head) {
     // The bin's keys lie lower than if they were spread evenly: all of them.
     if (threshold.key >= head.threshold) threshold.key = threshold.edge;
     if (threshold.key >= head.threshold) continue;  // rounding: there is nothing in between
-    head.low = threshold.key;
-    head.high = head.threshold;
+    head.range = {threshold.key, head.threshold};
     ++step.reports[step.Query(request, kv_head * step.group() + g)].rounds;
     any = true;
   }
@@ -106,18 +105,14 @@ bool PlanRound(Step& step, int request, int kv_head) {
 
 // Reads the part's keys that lie in some head's range, and sums up what each head found.
 void ReadPart(Step& step, int request, int kv_head, int part) {
-  float low[LayerShape::kMaxGroup];
-  float high[LayerShape::kMaxGroup];
-  for (int g = 0; g < step.group(); ++g) {
-    const CodedHead& head = HeadOf(step, request, kv_head * step.group() + g);
-    low[g] = head.low;
-    high[g] = head.high;
-  }
-  ReadRange(step, request, kv_head, part, low, high);
+  cpu::KeyRange ranges[LayerShape::kMaxGroup];
+  for (int g = 0; g < step.group(); ++g)
+    ranges[g] = HeadOf(step, request, kv_head * step.group() + g).range;
+  ReadRange(step, request, kv_head, part, ranges);
   for (int g = 0; g < step.group(); ++g) {
     step.coded.part_masses[PartSlot(step, request, kv_head, part, g)] =
-        low[g] < high[g] ? SumPart(step, request, kv_head, part, g, low[g], high[g])
-                         : CodedStep::PartMass();
+        ranges[g].low < ranges[g].high ? SumPart(step, request, kv_head, part, g, ranges[g])
+                                       : CodedStep::PartMass();
   }
 }
 
@@ -125,14 +120,14 @@ void ReadPart(Step& step, int request, int kv_head, int part) {
 void AddFound(Step& step, int request, int kv_head) {
   for (int g = 0; g < step.group(); ++g) {
     CodedHead& head = HeadOf(step, request, kv_head * step.group() + g);
-    if (!(head.low < head.high)) continue;
+    if (head.range.low == head.range.high) continue;
     for (int part = 0; part < step.requests[request].parts; ++part) {
       const auto& sum = step.coded.part_masses[PartSlot(step, request, kv_head, part, g)];
       head.exact += sum.exact;
       head.estimated += sum.estimated;
       head.rows += sum.rows;
     }
-    head.threshold = head.low;
+    head.threshold = head.range.low;
   }
 }
 

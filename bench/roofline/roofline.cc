@@ -305,17 +305,18 @@ void ScanCodes(State& state, const LayerShape& shape, int bits, const Size& size
   std::vector<uint32_t> blocks(kKeys / kCodeBlock);
   for (size_t b = 0; b < blocks.size(); ++b) blocks[b] = static_cast<uint32_t>(b);
   constexpr size_t kStride = kKeys + kCodeBlock;
-  std::vector<float> keys(kStride * group);
+  std::vector<float> by_key(kStride * group);
+  std::vector<cpu::KeyLevel> keys(kKeys * group);
   std::vector<float> sums(group);
   const auto scan = [&](size_t segment) {
     for (size_t g = 0; g < group; ++g) {
-      cpu::FillKeys(clusters.starts.data(), kept.data(), clusters.count, scores.data() + g * slots,
-                    kKeys, keys.data() + g * kStride);
+      cpu::SpreadScores(clusters.starts.data(), kept.data(), clusters.count,
+                        scores.data() + g * slots, kKeys, by_key.data() + g * kStride);
     }
     cpu::ScanCodes({coded.planes.data() + segment * clusters.codes.planes.size(),
                     coded.scales.data() + segment * kKeys, bits, shape.head_dim},
-                   queries.data(), shape.group(), 0, blocks.data(), blocks.size(), 0, keys.data(),
-                   kStride, sums.data());
+                   queries.data(), shape.group(), 0, blocks.data(), blocks.size(), 0, by_key.data(),
+                   kStride, keys.data(), kKeys, sums.data());
   };
   for (auto _ : state) {
     for (size_t s = 0; s < coded.segments; ++s) scan(s);
@@ -328,7 +329,7 @@ void ScanCodes(State& state, const LayerShape& shape, int bits, const Size& size
     for (size_t i = 0; i < kKeys; ++i) {
       const float t = ByteToFloat(clusters.codes.scales[i]);
       const float half = std::min(t * t * queries[g].half_variance, cpu::kLargestHalfVariance);
-      const double logit = keys[g * kStride + i] - half;
+      const double logit = cpu::kLowestKey + keys[g * kKeys + i] / cpu::kKeyLevels - half;
       squares += std::pow(logit - ExactLogit(cache, 0, static_cast<int>(g), i), 2);
     }
   }

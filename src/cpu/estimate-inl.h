@@ -50,6 +50,17 @@ HWY_INLINE hn::Vec<D> EstimateExp(D d, hn::Vec<D> x) {
   return hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
 }
 
+// What levels of keys mean. The lowest, which is skipped, is no exception here.
+template <class D, class VI>
+HWY_INLINE hn::Vec<D> KeyOf(D d, VI level) {
+  return hn::MulAdd(hn::ConvertTo(d, level), hn::Set(d, 1 / kKeyLevels), hn::Set(d, kLowestKey));
+}
+template <class D>
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> LoadLevels(D, const KeyLevel* HWY_RESTRICT levels) {
+  const hn::Rebind<KeyLevel, D> du16;
+  return hn::PromoteTo(hn::RebindToSigned<D>(), hn::LoadU(du16, levels));
+}
+
 template <class D>
 HWY_INLINE hn::Vec<D> LoadHalves(D d, const uint16_t* HWY_RESTRICT halves) {
   const hn::Rebind<hwy::float16_t, D> dh;
@@ -215,7 +226,6 @@ HWY_INLINE void UnreadMassesOf(const UnreadKeys& unread, const float* half_varia
   HWY_ALIGN uint32_t bit[kCodeBlock];
   for (size_t i = 0; i < kCodeBlock; ++i) bit[i] = 1u << i;
   const auto lane_bit = hn::Load(du, bit);
-  const V most = hn::Set(d, kLargestExponent);
   for (int c = 0; c < unread.clusters; ++c) {
     if (unread.kept[c] == 0) {
       for (int g = 0; g < kHeads; ++g) masses[g * mass_stride + c] = 0;
@@ -234,8 +244,8 @@ HWY_INLINE void UnreadMassesOf(const UnreadKeys& unread, const float* half_varia
       for (int g = 0; g < kHeads; ++g) {
         const V half = hn::Min(hn::Mul(square, hn::Set(d, half_variances[g])),
                                hn::Set(d, kLargestHalfVariance));
-        const V l = hn::Sub(hn::LoadU(d, unread.keys + g * unread.key_stride + i), half);
-        const V e = EstimateExp(d, hn::Min(l, most));
+        const V key = KeyOf(d, LoadLevels(d, unread.keys + g * unread.key_stride + i));
+        const V e = EstimateExp(d, hn::Sub(key, half));
         sum[g] = hn::Add(sum[g], hn::IfThenElseZero(hn::RebindMask(d, counts), e));
       }
     }

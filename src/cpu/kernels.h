@@ -182,49 +182,65 @@ inline constexpr float kLargestHalfVariance = 20.0f;
 // Exponents are cut here, so that sums over any context stay finite.
 inline constexpr float kLargestExponent = 70.0f;
 
-// A histogram of keys: bin b holds those in [floor + b / kBinsPerLogit, ...), the last one all
-// above.
+// What is believed of a key, l + v / 2 - reference, is kept in 16 bits: all heads' keys of a long
+// context are read and written several times, and as floats they were more than the codes. Level x
+// means kLowestKey + x / kKeyLevels, which is off by a thousandth of a logit at most, where a code
+// is off by half of one; level 0 is a key that is skipped, the last one is all above.
+using KeyLevel = uint16_t;
+inline constexpr float kLowestKey = -60.0f;  // less than any sum of masses resolves
+inline constexpr float kKeyLevels = 512.0f;  // a logit
+inline constexpr KeyLevel kSkippedKey = 0;
+inline constexpr KeyLevel kLastKey = 65535;
+
+// Keys of a query head with `low` <= level < `high`; none where both are equal. REQUIRES: low >= 1.
+struct KeyRange {
+  uint32_t low;
+  uint32_t high;
+};
+
+// A histogram of keys: bin b holds the kBinLevels levels from floor + b * kBinLevels on, the last
+// one all above.
 inline constexpr int kMassBins = 256;
-inline constexpr float kBinsPerLogit = 8.0f;
+inline constexpr uint32_t kBinLevels = 64;
 struct MassBins {
   float mass[kMassBins];
   uint32_t count[kMassBins];
 };
 
-// keys[i] = scores[c] for the members i of cluster c in [starts[c], starts[c + 1]), -inf where
-// kept[c] is 0 and from the last one to `padded`. kCodeBlock more keys must be writable.
-void FillKeys(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
-              size_t padded, float* keys);
+// by_key[i] = scores[c] for the members i of cluster c in [starts[c], starts[c + 1]), -inf where
+// kept[c] is 0 and from the last one to `padded`. kCodeBlock more entries must be writable.
+void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
+                  size_t padded, float* by_key);
 
-// The blocks with numbers blocks[0, n), of which `first` is the first one of `codes`. Of each key i
-// in them, keys[h * key_stride + i], which holds the score of its centroid or -inf where that is
-// skipped, becomes l + v / 2 - reference. sums[h] += exp of it; it is added to bins[h] when it is
-// at least floor. `heads` <= 32 queries.
+// The keys of the blocks with numbers blocks[0, n), of which `first` is the first one of `codes`:
+// keys[h * key_stride + i] becomes the level of key i, whose centroid's score is scores[h *
+// score_stride + i - first * kCodeBlock], or -inf where that is skipped. sums[h] += exp of what the
+// levels mean. `heads` <= 32 queries.
 void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
-               const uint32_t* blocks, size_t n, uint32_t first, float* keys, size_t key_stride,
-               float* sums);
+               const uint32_t* blocks, size_t n, uint32_t first, const float* scores,
+               size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums);
 
-// Adds the keys in the blocks listed that are at least `floor` to the bins.
-void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor, MassBins* bins);
+// Adds the keys in the blocks listed whose level is at least `floor` >= 1 to the bins.
+void AddToBins(const KeyLevel* keys, const uint32_t* blocks, size_t n, uint32_t floor,
+               MassBins* bins);
 
 // Appends to `out` the numbers i of the keys in the blocks listed for which keys[h * key_stride +
-// i] lies in [low[h], high[h]) for some head h and whose bit in `read` is not set, sets it, and
-// returns how many. kCodeBlock more entries must be writable.
-size_t SelectKeys(const float* keys, size_t key_stride, int heads, const float* low,
-                  const float* high, const uint32_t* blocks, size_t n, uint64_t* read,
-                  uint32_t* out);
+// i] is in ranges[h] for some head h and whose bit in `read` is not set, sets it, and returns how
+// many. kCodeBlock more entries must be writable.
+size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads, const KeyRange* ranges,
+                  const uint32_t* blocks, size_t n, uint64_t* read, uint32_t* out);
 
-// Over rows i in [0, n) with key keys[numbers[i]] in [low, high): *exact += sum of exp(logits[i] -
-// reference), *estimated += sum of exp(key). Returns how many there are.
-size_t SumRange(const float* keys, const uint32_t* numbers, const float* logits, size_t n,
-                float low, float high, float reference, double* exact, double* estimated);
+// Over rows i in [0, n) with key keys[numbers[i]] in `range`: *exact += sum of exp(logits[i] -
+// reference), *estimated += sum of exp of the keys. Returns how many there are.
+size_t SumRange(const KeyLevel* keys, const uint32_t* numbers, const float* logits, size_t n,
+                KeyRange range, float reference, double* exact, double* estimated);
 
 // masses[h * mass_stride + c] = sum of exp(l) over the members of cluster c whose bit in `read` is
 // not set, l = key - v / 2; 0 where kept[c] is 0. Members of cluster c are keys starts[c] ..
 // starts[c
 // + 1]. keys and scales must be readable to the end of the last block.
 struct UnreadKeys {
-  const float* keys;
+  const KeyLevel* keys;
   size_t key_stride;
   const uint8_t* scales;
   const uint64_t* read;

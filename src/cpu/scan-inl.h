@@ -47,9 +47,10 @@ HWY_INLINE int StoredLevel(const uint8_t* HWY_RESTRICT block, size_t key, size_t
 
 template <int kBits, int kHeads>
 HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, float softcap,
-                           const uint32_t* blocks, size_t n, uint32_t first, float* keys,
-                           size_t key_stride, float* sums) {
+                           const uint32_t* blocks, size_t n, uint32_t first, const float* scores,
+                           size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums) {
   const hn::CappedTag<float, 1> d;
+  const hn::CappedTag<int32_t, 1> di;
   const auto dim = static_cast<size_t>(codes.dim);
   for (size_t i = 0; i < n * kCodeBlock; ++i) {
     const size_t block = blocks[i / kCodeBlock] - first;
@@ -63,13 +64,21 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
         dots[g] += level * reinterpret_cast<const int8_t*>(queries[g].packed)[x];
     }
     for (int g = 0; g < kHeads; ++g) {
-      float& key = keys[g * key_stride + blocks[i / kCodeBlock] * kCodeBlock + i % kCodeBlock];
+      const size_t at = block * kCodeBlock + i % kCodeBlock;
+      KeyLevel& key = keys[g * key_stride + first * size_t{kCodeBlock} + at];
+      const float score = scores[g * score_stride + at];
+      if (score == -std::numeric_limits<float>::infinity()) {
+        key = kSkippedKey;
+        continue;
+      }
       const float residual =
           t * (static_cast<float>(dots[g]) * queries[g].factor + queries[g].offset);
-      const float logit = hn::GetLane(Capped(d, hn::Set(d, key + residual), softcap));
-      key = logit - queries[g].reference +
-            std::min(t * t * queries[g].half_variance, kLargestHalfVariance);
-      sums[g] += hn::GetLane(EstimateExp(d, hn::Set(d, std::min(key, kLargestExponent))));
+      const float logit = hn::GetLane(Capped(d, hn::Set(d, score + residual), softcap));
+      const float x = logit - queries[g].reference +
+                      std::min(t * t * queries[g].half_variance, kLargestHalfVariance);
+      const float level = std::clamp((x - kLowestKey) * kKeyLevels, 1.0f, float{kLastKey});
+      key = static_cast<KeyLevel>(std::lrint(level));
+      sums[g] += hn::GetLane(EstimateExp(d, KeyOf(d, hn::Set(di, key))));
     }
   }
 }
@@ -162,8 +171,11 @@ HWY_INLINE void CodeDots(const LevelTables& tables, const uint8_t* const* planes
 template <int kBits, int kHeads>
 HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, float softcap,
                            const uint32_t* HWY_RESTRICT blocks, size_t n, uint32_t first,
-                           float* HWY_RESTRICT keys, size_t key_stride, float* HWY_RESTRICT sums) {
+                           const float* HWY_RESTRICT scores, size_t score_stride,
+                           KeyLevel* HWY_RESTRICT keys, size_t key_stride,
+                           float* HWY_RESTRICT sums) {
   const KeyTag d;
+  const hn::Rebind<KeyLevel, KeyTag> du16;
   // Vectors at a time: enough sums in flight to hide the latency of the dot products.
   constexpr size_t kVectors = 2;
   // Blocks asked for ahead of use: the list has gaps, over which the hardware does not see.
@@ -172,18 +184,20 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
   const size_t per_block = kCodeBlock / lanes;
   const size_t block_bytes = CodeBlockBytes(codes.dim, kBits);
   const LevelTables tables = MakeLevelTables<kBits>();
+  const DotTag di;
+  KeyLevel* const levels = keys + first * size_t{kCodeBlock};
   hn::Vec<KeyTag> total[kHeads];
   for (int g = 0; g < kHeads; ++g) total[g] = hn::Zero(d);
   const size_t units = n * per_block;
   for (size_t u = 0; u < units; u += kVectors) {
     const uint8_t* planes[kVectors];
     const uint8_t* scales[kVectors];
-    size_t at[kVectors];
+    size_t at[kVectors];  // of the segment
     for (size_t v = 0; v < kVectors; ++v) {
       const size_t unit = std::min(u + v, units - 1);
       const size_t part = unit % per_block * lanes;
       const uint32_t block = blocks[unit / per_block];
-      at[v] = block * size_t{kCodeBlock} + part;
+      at[v] = (block - first) * size_t{kCodeBlock} + part;
       planes[v] = codes.planes + (block - first) * block_bytes + 4 * part;
       scales[v] = codes.scales + (block - first) * size_t{kCodeBlock} + part;
       if (part == 0 && unit / per_block + kBlocksAhead < n) {
@@ -198,17 +212,22 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
       const auto t = LoadByteFloats(d, scales[v]);
       const auto square = hn::Mul(t, t);
       for (int g = 0; g < kHeads; ++g) {
-        float* key = keys + g * key_stride + at[v];
         const auto residual =
             hn::Mul(t, hn::MulAdd(hn::ConvertTo(d, dots[g][v]), hn::Set(d, queries[g].factor),
                                   hn::Set(d, queries[g].offset)));
-        const auto logit = Capped(d, hn::Add(hn::LoadU(d, key), residual), softcap);
+        const auto score = hn::LoadU(d, scores + g * score_stride + at[v]);
+        const auto logit = Capped(d, hn::Add(score, residual), softcap);
         const auto half = hn::Min(hn::Mul(square, hn::Set(d, queries[g].half_variance)),
                                   hn::Set(d, kLargestHalfVariance));
-        const auto x = hn::Add(hn::Sub(logit, hn::Set(d, queries[g].reference)), half);
-        hn::StoreU(x, d, key);
-        const auto mass = EstimateExp(d, hn::Min(x, hn::Set(d, kLargestExponent)));
-        total[g] = hn::Add(total[g], mass);
+        const auto shift = hn::Set(d, queries[g].reference + kLowestKey);
+        const auto x = hn::Mul(hn::Add(hn::Sub(logit, shift), half), hn::Set(d, kKeyLevels));
+        const auto level = hn::NearestInt(
+            hn::Min(hn::Max(x, hn::Set(d, 1.0f)), hn::Set(d, static_cast<float>(kLastKey))));
+        const auto scanned = hn::Gt(score, hn::Set(d, -std::numeric_limits<float>::infinity()));
+        const auto kept = hn::And(level, hn::BitCast(di, hn::VecFromMask(d, scanned)));
+        hn::StoreU(hn::DemoteTo(du16, kept), du16, levels + g * key_stride + at[v]);
+        const auto mass = EstimateExp(d, KeyOf(d, level));
+        total[g] = hn::Add(total[g], hn::IfThenElseZero(scanned, mass));
       }
     }
   }
@@ -216,27 +235,27 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
 }
 #endif  // HWY_SCALAR
 
-HWY_ATTR void FillKeys(const uint32_t* starts, const uint8_t* kept, int clusters,
-                       const float* scores, size_t padded, float* keys) {
+HWY_ATTR void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters,
+                           const float* scores, size_t padded, float* by_key) {
   const hn::CappedTag<float, kCodeBlock> d;
   const size_t lanes = hn::Lanes(d);
   const float skipped = -std::numeric_limits<float>::infinity();
   // What is written past the end of a cluster, the next one overwrites.
   for (int c = 0; c < clusters; ++c) {
     const auto v = hn::Set(d, kept[c] != 0 ? scores[c] : skipped);
-    for (size_t i = starts[c]; i < starts[c + 1]; i += lanes) hn::StoreU(v, d, keys + i);
+    for (size_t i = starts[c]; i < starts[c + 1]; i += lanes) hn::StoreU(v, d, by_key + i);
   }
-  for (size_t i = starts[clusters]; i < padded; ++i) keys[i] = skipped;
+  for (size_t i = starts[clusters]; i < padded; ++i) by_key[i] = skipped;
 }
 
 HWY_ATTR void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
-                        const uint32_t* blocks, size_t n, uint32_t first, float* keys,
-                        size_t key_stride, float* sums) {
+                        const uint32_t* blocks, size_t n, uint32_t first, const float* scores,
+                        size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums) {
   const auto scan = [&](auto bits) HWY_ATTR {
     ForHeads(heads, [&](auto count, int g) HWY_ATTR {
-      ScanBlocks<decltype(bits)::value, decltype(count)::value>(codes, queries + g, softcap, blocks,
-                                                                n, first, keys + g * key_stride,
-                                                                key_stride, sums + g);
+      ScanBlocks<decltype(bits)::value, decltype(count)::value>(
+          codes, queries + g, softcap, blocks, n, first, scores + g * score_stride, score_stride,
+          keys + g * key_stride, key_stride, sums + g);
     });
   };
   switch (codes.bits) {

@@ -13,7 +13,7 @@ namespace tactic::cpu {
 HWY_EXPORT(ScoreByteCentroids);
 HWY_EXPORT(EstimateClusters);
 HWY_EXPORT(SumUpTo);
-HWY_EXPORT(FillKeys);
+HWY_EXPORT(SpreadScores);
 HWY_EXPORT(ScanCodes);
 HWY_EXPORT(AddToBins);
 HWY_EXPORT(SelectKeys);
@@ -38,31 +38,31 @@ float SumUpTo(const float* x, size_t n, float limit) {
   return HWY_DYNAMIC_DISPATCH(SumUpTo)(x, n, limit);
 }
 
-void FillKeys(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
-              size_t padded, float* keys) {
-  HWY_DYNAMIC_DISPATCH(FillKeys)(starts, kept, clusters, scores, padded, keys);
+void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
+                  size_t padded, float* by_key) {
+  HWY_DYNAMIC_DISPATCH(SpreadScores)(starts, kept, clusters, scores, padded, by_key);
 }
 
 void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
-               const uint32_t* blocks, size_t n, uint32_t first, float* keys, size_t key_stride,
-               float* sums) {
+               const uint32_t* blocks, size_t n, uint32_t first, const float* scores,
+               size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums) {
   HWY_DYNAMIC_DISPATCH(ScanCodes)
-  (codes, queries, heads, softcap, blocks, n, first, keys, key_stride, sums);
+  (codes, queries, heads, softcap, blocks, n, first, scores, score_stride, keys, key_stride, sums);
 }
 
-void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor, MassBins* bins) {
+void AddToBins(const KeyLevel* keys, const uint32_t* blocks, size_t n, uint32_t floor,
+               MassBins* bins) {
   HWY_DYNAMIC_DISPATCH(AddToBins)(keys, blocks, n, floor, bins);
 }
 
-size_t SelectKeys(const float* keys, size_t key_stride, int heads, const float* low,
-                  const float* high, const uint32_t* blocks, size_t n, uint64_t* read,
-                  uint32_t* out) {
-  return HWY_DYNAMIC_DISPATCH(SelectKeys)(keys, key_stride, heads, low, high, blocks, n, read, out);
+size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads, const KeyRange* ranges,
+                  const uint32_t* blocks, size_t n, uint64_t* read, uint32_t* out) {
+  return HWY_DYNAMIC_DISPATCH(SelectKeys)(keys, key_stride, heads, ranges, blocks, n, read, out);
 }
 
-size_t SumRange(const float* keys, const uint32_t* numbers, const float* logits, size_t n,
-                float low, float high, float reference, double* exact, double* estimated) {
-  return HWY_DYNAMIC_DISPATCH(SumRange)(keys, numbers, logits, n, low, high, reference, exact,
+size_t SumRange(const KeyLevel* keys, const uint32_t* numbers, const float* logits, size_t n,
+                KeyRange range, float reference, double* exact, double* estimated) {
+  return HWY_DYNAMIC_DISPATCH(SumRange)(keys, numbers, logits, n, range, reference, exact,
                                         estimated);
 }
 

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "src/cpu/estimate-inl.h"
 
@@ -36,15 +35,16 @@ HWY_INLINE size_t Append(D d, hn::Vec<D> v, hn::Mask<D> mask, T* HWY_RESTRICT ou
   return hn::CountTrue(d, mask);
 }
 
-HWY_ATTR void AddToBins(const float* keys, const uint32_t* blocks, size_t n, float floor,
+HWY_ATTR void AddToBins(const KeyLevel* keys, const uint32_t* blocks, size_t n, uint32_t floor,
                         MassBins* bins) {
   const hn::CappedTag<float, kCodeBlock> d;
   const hn::RebindToSigned<decltype(d)> di;
   const size_t lanes = hn::Lanes(d);
-  const auto vfloor = hn::Set(d, floor);
-  const auto last = hn::Set(d, kMassBins - 1.0f);
+  const auto lowest = hn::Set(di, static_cast<int32_t>(floor) - 1);
+  constexpr int kBinShift = 6;
+  static_assert(kBinLevels == 1u << kBinShift);
   constexpr size_t kBlocks = 64;  // at a time, so that the keys that count stay in L1
-  HWY_ALIGN float found[kBlocks * kCodeBlock + kCodeBlock];
+  HWY_ALIGN int32_t found[kBlocks * kCodeBlock + kCodeBlock] = {};
   HWY_ALIGN float mass[kCodeBlock];
   HWY_ALIGN int32_t bin[kCodeBlock];
   for (size_t begin = 0; begin < n; begin += kBlocks) {
@@ -52,15 +52,15 @@ HWY_ATTR void AddToBins(const float* keys, const uint32_t* blocks, size_t n, flo
     size_t count = 0;
     for (size_t b = begin; b < std::min(n, begin + kBlocks); ++b) {
       for (size_t i = 0; i < kCodeBlock; i += lanes) {
-        const auto key = hn::LoadU(d, keys + blocks[b] * size_t{kCodeBlock} + i);
-        count += Append(d, key, hn::Ge(key, vfloor), found + count);
+        const auto level = LoadLevels(d, keys + blocks[b] * size_t{kCodeBlock} + i);
+        count += Append(di, level, hn::Gt(level, lowest), found + count);
       }
     }
     for (size_t i = 0; i < count; i += lanes) {
-      const auto key = hn::LoadU(d, found + i);
-      hn::Store(EstimateExp(d, hn::Min(key, hn::Set(d, kLargestExponent))), d, mass);
-      const auto place = hn::Mul(hn::Sub(key, vfloor), hn::Set(d, kBinsPerLogit));
-      hn::Store(hn::ConvertTo(di, hn::Min(place, last)), di, bin);
+      const auto level = hn::LoadU(di, found + i);
+      hn::Store(EstimateExp(d, KeyOf(d, level)), d, mass);
+      const auto place = hn::ShiftRight<kBinShift>(hn::Sub(level, hn::Add(lowest, hn::Set(di, 1))));
+      hn::Store(hn::Min(place, hn::Set(di, kMassBins - 1)), di, bin);
       for (size_t k = 0; k < std::min(lanes, count - i); ++k) {
         bins->mass[bin[k]] += mass[k];
         ++bins->count[bin[k]];
@@ -69,72 +69,72 @@ HWY_ATTR void AddToBins(const float* keys, const uint32_t* blocks, size_t n, flo
   }
 }
 
-HWY_ATTR size_t SelectKeys(const float* keys, size_t key_stride, int heads, const float* low,
-                           const float* high, const uint32_t* blocks, size_t n, uint64_t* read,
+// Which levels are in a range: those that, less its low end, are below its width, as unsigned
+// numbers.
+template <class D>
+HWY_INLINE hn::Mask<D> InRange(D d, hn::Vec<D> level, KeyRange range) {
+  const auto low = hn::Set(d, static_cast<KeyLevel>(range.low));
+  const auto width = hn::Set(d, static_cast<KeyLevel>(range.high - range.low));
+  return hn::Lt(hn::Sub(level, low), width);
+}
+
+HWY_ATTR size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads,
+                           const KeyRange* ranges, const uint32_t* blocks, size_t n, uint64_t* read,
                            uint32_t* out) {
-  const hn::CappedTag<float, kCodeBlock> d;
-  const hn::RebindToUnsigned<decltype(d)> du;
-  const size_t lanes = hn::Lanes(d);
+  const hn::CappedTag<KeyLevel, kCodeBlock> d;
+  const hn::CappedTag<uint32_t, kCodeBlock> dn;
   size_t count = 0;
   for (size_t b = 0; b < n; ++b) {
     const size_t begin = blocks[b] * size_t{kCodeBlock};
     uint32_t found = 0;
-    for (size_t i = 0; i < kCodeBlock; i += lanes) {
-      auto any = hn::Lt(hn::Zero(d), hn::Zero(d));
-      for (int g = 0; g < heads; ++g) {
-        const auto key = hn::LoadU(d, keys + g * key_stride + begin + i);
-        any =
-            hn::Or(any, hn::And(hn::Ge(key, hn::Set(d, low[g])), hn::Lt(key, hn::Set(d, high[g]))));
-      }
+    for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(d)) {
+      auto any = InRange(d, hn::LoadU(d, keys + begin + i), ranges[0]);
+      for (int g = 1; g < heads; ++g)
+        any = hn::Or(any, InRange(d, hn::LoadU(d, keys + g * key_stride + begin + i), ranges[g]));
       found |= MaskBits(d, any) << i;
     }
     if (found == 0) continue;
     uint64_t& word = read[begin / 64];
     found &= ~static_cast<uint32_t>(word >> (begin % 64));
     word |= static_cast<uint64_t>(found) << (begin % 64);
-    for (size_t i = 0; i < kCodeBlock; i += lanes) {
+    for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(dn)) {
       const uint32_t bits = found >> i;
       uint8_t bytes[8] = {};
       std::memcpy(bytes, &bits, sizeof(bits));
-      const auto mask = hn::LoadMaskBits(du, bytes);
-      const auto number = hn::Iota(du, static_cast<uint32_t>(begin + i));
-      count += Append(du, number, mask, out + count);
+      count += Append(dn, hn::Iota(dn, static_cast<uint32_t>(begin + i)),
+                      hn::LoadMaskBits(dn, bytes), out + count);
     }
   }
   return count;
 }
 
-HWY_ATTR size_t SumRange(const float* keys, const uint32_t* numbers, const float* logits, size_t n,
-                         float low, float high, float reference, double* exact, double* estimated) {
+HWY_ATTR size_t SumRange(const KeyLevel* keys, const uint32_t* numbers, const float* logits,
+                         size_t n, KeyRange range, float reference, double* exact,
+                         double* estimated) {
   const hn::CappedTag<float, kCodeBlock> d;
   const hn::RebindToSigned<decltype(d)> di;
   const size_t lanes = hn::Lanes(d);
   const auto most = hn::Set(d, kLargestExponent);
+  const auto below = hn::Set(di, static_cast<int32_t>(range.low) - 1);
+  const auto high = hn::Set(di, static_cast<int32_t>(range.high));
   auto read = hn::Zero(d);
   auto guessed = hn::Zero(d);
   size_t count = 0;
-  const auto add = [&](hn::Vec<decltype(d)> key, hn::Vec<decltype(d)> logit) HWY_ATTR {
-    const auto in = hn::And(hn::Ge(key, hn::Set(d, low)), hn::Lt(key, hn::Set(d, high)));
-    if (hn::AllFalse(d, in)) return;
-    count += hn::CountTrue(d, in);
-    const auto e = EstimateExp(d, hn::Min(hn::Sub(logit, hn::Set(d, reference)), most));
-    read = hn::Add(read, hn::IfThenElseZero(in, e));
-    guessed = hn::Add(guessed, hn::IfThenElseZero(in, EstimateExp(d, hn::Min(key, most))));
-  };
-  size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    const auto at = hn::LoadU(di, reinterpret_cast<const int32_t*>(numbers) + i);
-    add(hn::GatherIndex(d, keys, at), hn::LoadU(d, logits + i));
-  }
-  if (i < n) {
-    HWY_ALIGN float key[kCodeBlock];
-    HWY_ALIGN float logit[kCodeBlock] = {};
-    std::fill(key, key + kCodeBlock, -std::numeric_limits<float>::infinity());
-    for (size_t k = i; k < n; ++k) {
-      key[k - i] = keys[numbers[k]];
-      logit[k - i] = logits[k];
-    }
-    add(hn::Load(d, key), hn::Load(d, logit));
+  HWY_ALIGN int32_t level[kCodeBlock];
+  HWY_ALIGN float logit[kCodeBlock] = {};
+  for (size_t i = 0; i < n; i += lanes) {
+    const size_t rows = std::min(lanes, n - i);
+    std::memcpy(logit, logits + i, rows * sizeof(float));
+    for (size_t k = 0; k < rows; ++k) level[k] = keys[numbers[i + k]];
+    for (size_t k = rows; k < lanes; ++k) level[k] = kSkippedKey;
+    const auto key = hn::Load(di, level);
+    const auto in = hn::And(hn::Gt(key, below), hn::Lt(key, high));
+    if (hn::AllFalse(di, in)) continue;
+    count += hn::CountTrue(di, in);
+    const auto counts = hn::RebindMask(d, in);
+    const auto x = hn::Sub(hn::Load(d, logit), hn::Set(d, reference));
+    read = hn::Add(read, hn::IfThenElseZero(counts, EstimateExp(d, hn::Min(x, most))));
+    guessed = hn::Add(guessed, hn::IfThenElseZero(counts, EstimateExp(d, KeyOf(d, key))));
   }
   *exact += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, read)));
   *estimated += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, guessed)));

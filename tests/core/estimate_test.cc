@@ -160,10 +160,10 @@ TEST_P(EstimateKernels, UnreadMasses) {
     const size_t n = starts.back();
     const std::vector<uint8_t> kept = {1, 1, 0, 1, 1, 1, 0, 1, 1, 1};
     const size_t stride = n + 16;
-    std::vector<float> keys(heads * stride, std::nanf(""));  // past the last member: anything
+    std::vector<cpu::KeyLevel> keys(heads * stride, cpu::kLastKey);  // past the last: anything
     for (int g = 0; g < heads; ++g) {
       for (size_t i = 0; i < n; ++i)
-        keys[g * stride + i] = static_cast<float>(random() % 1000) / 20 - 30;
+        keys[g * stride + i] = static_cast<cpu::KeyLevel>(1 + random() % 50000);
     }
     std::vector<uint8_t> scales(n + 16);
     for (uint8_t& scale : scales) scale = FloatToByte(static_cast<float>(random() % 1000) / 100);
@@ -187,7 +187,7 @@ TEST_P(EstimateKernels, UnreadMasses) {
         for (uint32_t i = starts[c]; i < starts[c + 1] && kept[c] != 0; ++i) {
           if ((read[i / 64] >> i % 64 & 1) != 0) continue;
           const double t = ReadByteFloat(scales[i]);
-          want += std::exp(keys[g * stride + i] - std::min(t * t * half_variances[g], 20.0));
+          want += std::exp(KeyOf(keys[g * stride + i]) - std::min(t * t * half_variances[g], 20.0));
         }
         ASSERT_NEAR(got, want, 2e-5 * want) << "head " << g << " cluster " << c;
       }

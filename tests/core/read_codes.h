@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "src/codes.h"
+#include "src/cpu/kernels.h"
 #include "src/half.h"
 #include "src/reference/oracle_codes.h"
 #include "src/segment.h"
@@ -35,6 +36,11 @@ inline double ReadLevel(const uint8_t* block, int dim, int bits, int key, int x)
   const int count = bits == 2 ? column[k / 4 * 64] >> k % 4 * 2 & 3  //
                               : column[k / 2 * 64] >> k % 2 * 4 & 15;
   return count < half ? -level[half - 1 - count] : level[count - half];
+}
+
+// What a key's level means.
+inline double KeyOf(uint32_t level) {
+  return static_cast<double>(cpu::kLowestKey) + level / static_cast<double>(cpu::kKeyLevels);
 }
 
 // Clusters [0, count) of one KV head of a segment whose first position is `first`, appended to

@@ -91,42 +91,47 @@ void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float sof
   for (uint32_t& block : blocks) block += kFirst;
   const size_t end = 16 * kFirst + codes.scales.size();
   const size_t stride = end + 7;
-  std::vector<float> before(heads * stride);
-  for (float& key : before)
-    key = random() % 6 == 0 ? -kInf : static_cast<float>(random() % 200) / 10 - 10;
-  std::vector<float> keys = before;
+  const size_t score_stride = codes.scales.size() + 5;
+  std::vector<float> scores(heads * score_stride);
+  for (float& score : scores)
+    score = random() % 6 == 0 ? -kInf : static_cast<float>(random() % 200) / 10 - 10;
+  constexpr cpu::KeyLevel kUntouched = 12345;
+  std::vector<cpu::KeyLevel> keys(heads * stride, kUntouched);
   std::vector<float> sums(heads, 2.0f);
   cpu::ScanCodes(codes.View(), queries.queries.data(), heads, softcap, blocks.data(), blocks.size(),
-                 kFirst, keys.data(), stride, sums.data());
+                 kFirst, scores.data(), score_stride, keys.data(), stride, sums.data());
   for (int g = 0; g < heads; ++g) {
     double sum = 2;
     double sum_error = 1e-6;
     std::vector<bool> listed(end / 16, false);
     for (uint32_t block : blocks) listed[block] = true;
     for (size_t i = 0; i < stride; ++i) {
-      const float got = keys[g * stride + i];
-      const float old = before[g * stride + i];
+      const cpu::KeyLevel got = keys[g * stride + i];
       if (i >= end || !listed[i / 16]) {
-        ASSERT_EQ(got, old) << "not in the list";
-        continue;
-      }
-      if (old == -kInf) {
-        ASSERT_EQ(got, -kInf) << "skipped keys stay so; softcap " << softcap;
+        ASSERT_EQ(got, kUntouched) << "not in the list";
         continue;
       }
       double size;
       const size_t key = i - 16 * kFirst;
+      const float score = scores[g * score_stride + key];
+      if (score == -kInf) {
+        ASSERT_EQ(got, cpu::kSkippedKey) << "skipped keys stay so; softcap " << softcap;
+        continue;
+      }
       const double t = ReadByteFloat(codes.scales[key]);
       const double residual = t * queries.Dot(codes, g, key, &size);
       const cpu::CodeQuery& query = queries.queries[g];
       const double half = std::min(query.half_variance * t * t, 20.0);
-      const double want = oracle::Capped(old + residual, softcap) - query.reference + half;
-      const double error = 6 * kUnit * (t * size + std::fabs(old) + std::fabs(residual)) +
-                           16 * kUnit * (softcap + 30 + half);
-      ASSERT_NEAR(got, want, error) << "head " << g << " key " << i;
-      const double mass = std::exp(std::min(want, 70.0));
+      const double want =
+          std::clamp(oracle::Capped(score + residual, softcap) - query.reference + half,
+                     KeyOf(cpu::kSkippedKey + 1), KeyOf(cpu::kLastKey));
+      const double error = 6 * kUnit * (t * size + std::fabs(score) + std::fabs(residual)) +
+                           16 * kUnit * (softcap + 90 + half) + 0.5 / cpu::kKeyLevels;
+      ASSERT_NEAR(KeyOf(got), want, error) << "head " << g << " key " << i;
+      // Of what the level means: what is promised of a key is what is summed.
+      const double mass = std::exp(KeyOf(got));
       sum += mass;
-      sum_error += mass * (std::expm1(error) + 1e-5);
+      sum_error += mass * 1e-5;
     }
     ASSERT_NEAR(sums[g], sum, sum_error) << "head " << g;
   }
@@ -172,10 +177,11 @@ TEST_P(ScanKernels, ScanCodesWithSoftcap) {
   }
 }
 
-std::vector<float> RandomKeys(size_t n, std::mt19937& random) {
-  std::vector<float> keys(n);
-  for (float& key : keys)
-    key = random() % 8 == 0 ? -kInf : static_cast<float>(random() % 100000) / 1000 - 70;
+// Every eighth is skipped.
+std::vector<cpu::KeyLevel> RandomKeys(size_t n, std::mt19937& random) {
+  std::vector<cpu::KeyLevel> keys(n);
+  for (cpu::KeyLevel& key : keys)
+    key = static_cast<cpu::KeyLevel>(random() % 8 == 0 ? cpu::kSkippedKey : random() % 65536);
   return keys;
 }
 
@@ -188,7 +194,7 @@ std::vector<uint32_t> SomeBlocks(size_t keys) {
   return blocks;
 }
 
-TEST_P(ScanKernels, FillKeys) {
+TEST_P(ScanKernels, SpreadScores) {
   for (size_t lead : {1, 5, 16, 17}) {
     const auto first = static_cast<uint32_t>(lead);
     const std::vector<uint32_t> starts = {0, first, first + 1, first + 33, first + 40};
@@ -196,7 +202,7 @@ TEST_P(ScanKernels, FillKeys) {
     const std::vector<float> scores = {1, 2, 3, 4};
     const size_t padded = (starts[4] + 15) / 16 * 16;
     std::vector<float> keys(padded + 16, 9);
-    cpu::FillKeys(starts.data(), kept.data(), 4, scores.data(), padded, keys.data());
+    cpu::SpreadScores(starts.data(), kept.data(), 4, scores.data(), padded, keys.data());
     for (size_t i = 0; i < padded; ++i) {
       size_t c = 0;
       while (c < 4 && i >= starts[c + 1]) ++c;
@@ -208,9 +214,9 @@ TEST_P(ScanKernels, FillKeys) {
 TEST_P(ScanKernels, AddToBins) {
   std::mt19937 random(7);
   for (size_t n : {16, 48, 640, 4096}) {
-    const std::vector<float> keys = RandomKeys(n, random);
+    const std::vector<cpu::KeyLevel> keys = RandomKeys(n, random);
     const std::vector<uint32_t> blocks = SomeBlocks(n);
-    for (float low : {-60.0f, -20.0f, -3.3f, 29.0f, 100.0f}) {
+    for (uint32_t low : {1u, 20000u, 33333u, 60000u, 65535u}) {
       cpu::MassBins bins = {};
       bins.mass[7] = 3;  // what is there stays
       bins.count[7] = 5;
@@ -222,9 +228,9 @@ TEST_P(ScanKernels, AddToBins) {
       for (uint32_t block : blocks) {
         for (size_t i = 16 * block; i < 16 * block + 16; ++i) {
           if (!(keys[i] >= low)) continue;
-          const int bin = static_cast<int>(
-              std::min((keys[i] - low) * cpu::kBinsPerLogit, cpu::kMassBins - 1.0f));
-          mass[bin] += std::exp(static_cast<double>(keys[i]));
+          const uint32_t bin = std::min<uint32_t>((keys[i] - low) / cpu::kBinLevels,
+                                                  cpu::kMassBins - 1);
+          mass[bin] += std::exp(KeyOf(keys[i]));
           ++count[bin];
         }
       }
@@ -241,15 +247,17 @@ TEST_P(ScanKernels, SelectKeys) {
   for (size_t n : {16, 32, 64, 80, 1000 / 16 * 16}) {
     for (int heads : {1, 3, 8}) {
       const size_t stride = n + 16;
-      const std::vector<float> keys = RandomKeys(heads * stride, random);
+      const std::vector<cpu::KeyLevel> keys = RandomKeys(heads * stride, random);
       const std::vector<uint32_t> blocks = SomeBlocks(n);
-      std::vector<float> low(heads);
-      std::vector<float> high(heads);
+      constexpr uint32_t kNone = 65536;
+      std::vector<cpu::KeyRange> ranges(heads);
       for (int g = 0; g < heads; ++g) {
-        low[g] = g % 3 == 2 ? kInf : keys[g * stride + 2];  // a bound that a key equals
-        high[g] = g % 2 == 0 ? kInf : keys[g * stride + 5] + 1;
+        // Bounds that keys equal, and ranges of nothing.
+        const uint32_t low = std::max<uint32_t>(1, keys[g * stride + 2]);
+        const uint32_t high = g % 2 == 0 ? kNone : std::max<uint32_t>(low, keys[g * stride + 5]);
+        ranges[g] = g % 3 == 2 ? cpu::KeyRange{kNone, kNone} : cpu::KeyRange{low, high};
       }
-      if (heads == 8) low[0] = std::numeric_limits<float>::lowest();  // all that are not skipped
+      if (heads == 8) ranges[0].low = 1;  // all that are not skipped
       std::vector<uint64_t> read((n + 63) / 64);
       for (uint64_t& word : read) word = (static_cast<uint64_t>(random()) << 32) & random();
       read[0] |= 0xF0;
@@ -259,8 +267,8 @@ TEST_P(ScanKernels, SelectKeys) {
         for (size_t i = 16 * block; i < 16 * block + 16; ++i) {
           bool in = false;
           for (int g = 0; g < heads; ++g) {
-            const float key = keys[g * stride + i];
-            in = in || (key >= low[g] && key < high[g]);
+            const cpu::KeyLevel key = keys[g * stride + i];
+            in = in || (key >= ranges[g].low && key < ranges[g].high);
           }
           uint64_t& word = want_read[i / 64];
           if (!in || (word >> i % 64 & 1) != 0) continue;
@@ -269,12 +277,12 @@ TEST_P(ScanKernels, SelectKeys) {
         }
       }
       std::vector<uint32_t> out(n + 16, 0xABCD);
-      out.resize(cpu::SelectKeys(keys.data(), stride, heads, low.data(), high.data(), blocks.data(),
+      out.resize(cpu::SelectKeys(keys.data(), stride, heads, ranges.data(), blocks.data(),
                                  blocks.size(), read.data(), out.data()));
       EXPECT_EQ(out, want);
       EXPECT_EQ(read, want_read);
       std::vector<uint32_t> again(n + 16);
-      EXPECT_EQ(cpu::SelectKeys(keys.data(), stride, heads, low.data(), high.data(), blocks.data(),
+      EXPECT_EQ(cpu::SelectKeys(keys.data(), stride, heads, ranges.data(), blocks.data(),
                                 blocks.size(), read.data(), again.data()),
                 0u)
           << "once read, never again";
@@ -284,30 +292,30 @@ TEST_P(ScanKernels, SelectKeys) {
 
 TEST_P(ScanKernels, SumRange) {
   std::mt19937 random(9);
-  const std::vector<float> keys = RandomKeys(500, random);
+  const std::vector<cpu::KeyLevel> keys = RandomKeys(500, random);
   for (size_t n = 0; n < 70; ++n) {
     // Ends with the last row: a sanitizer sees reads past it.
     std::vector<uint32_t> numbers(n);
     std::vector<float> logits(n);
     for (size_t i = 0; i < n; ++i) {
       numbers[i] = static_cast<uint32_t>(random() % keys.size());
-      logits[i] = keys[numbers[i]] == -kInf ? 0.0f : keys[numbers[i]] + 2;
+      logits[i] = static_cast<float>(KeyOf(keys[numbers[i]]) + 2);
     }
-    for (float low : {std::numeric_limits<float>::lowest(), -20.0f, 5.0f}) {
-      for (float high : {kInf, 10.0f, -30.0f}) {
+    for (uint32_t low : {1u, 20000u, 30000u}) {
+      for (uint32_t high : {65536u, 40000u, 30000u}) {
         double exact = 4;
         double estimated = 5;
         double want_exact = 4;
         double want_estimated = 5;
         size_t count = 0;
         for (size_t i = 0; i < n; ++i) {
-          const float key = keys[numbers[i]];
-          if (!(key >= low && key < high)) continue;
+          const cpu::KeyLevel key = keys[numbers[i]];
+          if (key < low || key >= high) continue;
           ++count;
           want_exact += std::exp(logits[i] - 1.5);
-          want_estimated += std::exp(static_cast<double>(key));
+          want_estimated += std::exp(KeyOf(key));
         }
-        EXPECT_EQ(cpu::SumRange(keys.data(), numbers.data(), logits.data(), n, low, high, 1.5f,
+        EXPECT_EQ(cpu::SumRange(keys.data(), numbers.data(), logits.data(), n, {low, high}, 1.5f,
                                 &exact, &estimated),
                   count);
         EXPECT_NEAR(exact, want_exact, 1e-5 * want_exact);

@@ -79,7 +79,7 @@ class TacticJudge {
     std::vector<std::vector<double>> logits;  // [head][position]
     std::vector<bool> kept;
     std::vector<bool> read;  // by position
-    double key_error = 0;    // of an estimated key in f32, the largest
+    double key_error = 0;    // of an estimated key, the largest
   };
 
   void JudgeGroup(int request, int kv_head, int64_t* row_bytes) {
@@ -162,15 +162,20 @@ class TacticJudge {
     }
   }
 
-  // Roundings of an estimated key: the score, an integer dot product that is exact, its offset
-  // (products of up to 127 cancel), and a few sums of numbers as large as the reference.
+  // Roundings of an estimated key: the score, whose query is in units of a 4032nd of its largest
+  // element, an integer dot product that is exact, its offset (products of up to 127 cancel), a few
+  // sums of numbers as large as the reference, and the step of levels.
   double KeyError(const oracle::TacticHead& head, const oracle::CodedCluster& cluster,
                   const oracle::Code& code) const {
     double bytes = 0;
     for (double x : head.query.rotated) bytes += std::fabs(x);
     const double score = tolerance::SumAbs(head.query.q, cluster.centroid);
     const double offset = code.scale * 127 * bytes;
-    return tolerance::Gamma(spec_.shape.head_dim + 6) * score + tolerance::Gamma(6) * offset +
+    double largest = 0;
+    double centroid = 0;
+    for (double x : head.query.q) largest = std::max(largest, std::fabs(x));
+    for (double x : cluster.centroid) centroid += std::fabs(x);
+    return largest / 4032 / 2 * centroid + 0.5 / cpu::kKeyLevels + tolerance::Gamma(spec_.shape.head_dim + 6) * score + tolerance::Gamma(6) * offset +
            tolerance::Gamma(8) *
                (2 * score + std::fabs(head.reference) + spec_.params.softcap + 20);
   }
@@ -255,7 +260,7 @@ class TacticJudge {
     // What the codes ask for, in any case; a bin of few keys is read whole.
     const oracle::Verified none = oracle::Verify(head, 0, g.logits[h], options);
     const size_t first = oracle::Prefix(head, oracle::NeededMass(none, 1, options));
-    const double slack = 1 / cpu::kBinsPerLogit + 2 * g.key_error;
+    const double slack = cpu::kBinLevels / cpu::kKeyLevels + 2 * g.key_error;
     const auto at_least = [&](double key) {
       return static_cast<size_t>(std::count_if(head.keys.begin(), head.keys.end(),
                                                [&](const auto& k) { return k.key >= key; }));
