@@ -14,7 +14,7 @@
 namespace tactic {
 
 // Rotates scale * q[0, dim) and packs it, as signed bytes, into packed[0, CodeQueryDim(dim) / 4).
-// *norm = |scale * q|^2. half_variance and reference of the result are left at 0.
+// *norm = |scale * q|^2. half_variance, reference and floor of the result are left to the caller.
 inline cpu::CodeQuery PackQuery(const float* q, int dim, float scale, int32_t* packed,
                                 float* norm) {
   float scaled[LayerShape::kMaxDim] = {};
@@ -35,7 +35,7 @@ inline cpu::CodeQuery PackQuery(const float* q, int dim, float scale, int32_t* p
     bytes[x] = zero ? int8_t{0} : static_cast<int8_t>(std::lround(rotated[x] / unit));
     sum += bytes[x];
   }
-  return {packed, unit, -kLevelZero * unit * static_cast<float>(sum), 0, 0};
+  return {packed, unit, -kLevelZero * unit * static_cast<float>(sum), 0, 0, 1};
 }
 
 // Splits scale * q[0, dim) into the two parts with which centroids are scored; parts[0, dim / 4) and

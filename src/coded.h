@@ -75,6 +75,7 @@ struct CodedStep {
   // [request][q_head][key]
   std::vector<cpu::KeyLevel> keys;  // estimated logit + v / 2 - reference
   std::vector<float> logits;        // exact, of the rows listed, at the rows' places
+  std::vector<cpu::KeyLevel> row_keys;  // of the rows listed, likewise
   // [request][kv_head][key]
   std::vector<uint32_t> numbers;  // of the rows listed: their key
   std::vector<uint64_t> read;     // one bit per key

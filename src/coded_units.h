@@ -44,6 +44,9 @@ inline cpu::KeyLevel* Keys(Step& step, const RequestPlan& r, int q_head) {
 inline float* Logits(Step& step, const RequestPlan& r, int q_head) {
   return step.coded.logits.data() + r.first_key * step.shape.q_heads + q_head * r.keys;
 }
+inline cpu::KeyLevel* RowKeys(Step& step, const RequestPlan& r, int q_head) {
+  return step.coded.row_keys.data() + r.first_key * step.shape.q_heads + q_head * r.keys;
+}
 inline uint32_t* Numbers(Step& step, const RequestPlan& r, int kv_head) {
   return step.coded.numbers.data() + r.first_key * step.shape.kv_heads + kv_head * r.keys;
 }

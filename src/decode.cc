@@ -144,6 +144,7 @@ void PlanCoded(Step& step, int64_t clusters, int64_t keys) {
   // A vector of any member may read past the last key.
   Grow(&coded.keys, keys * shape.q_heads + kKeyUnit);
   Grow(&coded.logits, keys * shape.q_heads);
+  Grow(&coded.row_keys, keys * shape.q_heads);
   Grow(&coded.numbers, keys * shape.kv_heads);
   Grow(&coded.read, keys * shape.kv_heads / kKeyUnit + 1);
   Grow(&coded.blocks, keys * shape.kv_heads / kCodeBlock);
@@ -371,7 +372,7 @@ size_t DecodeStep::WorkspaceBytes() const {
   size_t bytes = Bytes(step.scores, step.states, step.used, step.taken, step.sizes, step.counts,
                        step.rows, step.forced_cells, coded.segments, coded.heads, coded.packed,
                        coded.masses, coded.tokens, coded.floors, coded.kept, coded.keys,
-                       coded.logits, coded.numbers, coded.read, coded.blocks, coded.block_counts,
+                       coded.logits, coded.row_keys, coded.numbers, coded.read, coded.blocks, coded.block_counts,
                        coded.bins, coded.sums, coded.part_masses) +
                  static_cast<size_t>(coded.group_capacity) * sizeof(CodedGroup);
   for (const Step::Scratch& s : step.scratch)

@@ -164,9 +164,9 @@ void FilterGroup(Step& step, int request, int kv_head) {
       all += masses[c];
       head.skipped += kept[c] != 0 ? 0 : masses[c];
     }
-    // Keys below have half of what may stay unread if all is as estimated, whatever their number;
-    // where it is not, they are counted after all (Recount).
-    constexpr double kShareBelow = 0.5;
+    // Keys below have no more than what may stay unread if all is as estimated, whatever their number;
+    // where it is not, they are counted after all (Recount: measured in 0.04 % of selections).
+    constexpr double kShareBelow = 1;
     const double below = kShareBelow * (1 - step.options.target) * all /
                          static_cast<double>(std::max<int64_t>(1, members));
     const double level = (std::log(below) - cpu::kLowestKey) * cpu::kKeyLevels;

@@ -73,17 +73,14 @@ void ScanPart(Step& step, int request, int kv_head, int part, int thread) {
       const CodedHead& head = HeadOf(step, request, first + g);
       queries[g] = head.query;
       queries[g].half_variance = kCodeBooks[codes.bits].error * head.norm / 2;
+      queries[g].floor = head.floor;
     }
     float* const scores = step.scratch[thread].scores.data();
     const size_t score_stride = SpreadSegment(step, r, kv_head, j, scores);
     cpu::ScanCodes({codes.planes.data(), codes.scales.data(), codes.bits, step.shape.head_dim},
                    queries, step.group(), step.params.softcap, begin, count,
                    static_cast<uint32_t>(r.coded[j].first_key / kCodeBlock), scores, score_stride,
-                   Keys(step, r, first), static_cast<size_t>(r.keys), sums);
-    for (int g = 0; g < step.group(); ++g) {
-      cpu::AddToBins(Keys(step, r, first + g), begin, count, HeadOf(step, request, first + g).floor,
-                     bins + g);
-    }
+                   Keys(step, r, first), static_cast<size_t>(r.keys), sums, bins);
   }
   BlockCount(step, request, kv_head, part) = static_cast<uint32_t>(end - list);
   group.scanned.fetch_add(bytes, std::memory_order_relaxed);

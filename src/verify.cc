@@ -54,7 +54,8 @@ void ReadRange(Step& step, int request, int kv_head, int part,
   const size_t added = cpu::SelectKeys(
       Keys(step, r, kv_head * step.group()), static_cast<size_t>(r.keys), step.group(), ranges,
       Blocks(step, r, kv_head) + keys.begin / kCodeBlock, BlockCount(step, request, kv_head, part),
-      Read(step, r, kv_head), Numbers(step, r, kv_head) + keys.begin + count);
+      Read(step, r, kv_head), Numbers(step, r, kv_head) + keys.begin + count,
+      RowKeys(step, r, kv_head * step.group()) + keys.begin + count, static_cast<size_t>(r.keys));
   ReadKeys(step, request, kv_head, part, count, count + added);
   count += static_cast<uint32_t>(added);
 }
@@ -67,8 +68,8 @@ CodedStep::PartMass SumPart(Step& step, int request, int kv_head, int part, int 
   const int q_head = kv_head * step.group() + g;
   CodedStep::PartMass sum = {};
   sum.rows = static_cast<int64_t>(
-      cpu::SumRange(Keys(step, r, q_head), Numbers(step, r, kv_head) + keys.begin,
-                    Logits(step, r, q_head) + keys.begin, step.Counts(request, kv_head)[part], range,
+      cpu::SumRange(RowKeys(step, r, q_head) + keys.begin, Logits(step, r, q_head) + keys.begin,
+                    step.Counts(request, kv_head)[part], range,
                     HeadOf(step, request, q_head).reference, &sum.exact, &sum.estimated));
   return sum;
 }
@@ -166,9 +167,9 @@ double OwnLse(Step& step, int request, int kv_head, int q_head) {
   for (int part = 0; part < r.parts; ++part) {
     const Share keys = PartKeys(step, r, part);
     const float* logits = Logits(step, r, q_head) + keys.begin;
-    const uint32_t* numbers = Numbers(step, r, kv_head) + keys.begin;
+    const cpu::KeyLevel* row_keys = RowKeys(step, r, q_head) + keys.begin;
     for (uint32_t i = 0; i < step.Counts(request, kv_head)[part]; ++i) {
-      if (everything || Keys(step, r, q_head)[numbers[i]] >= head.threshold) mass.Add(logits[i], 1);
+      if (everything || row_keys[i] >= head.threshold) mass.Add(logits[i], 1);
     }
   }
   return mass.max + std::log(mass.sum);

@@ -294,6 +294,8 @@ void ScanCodes(State& state, const LayerShape& shape, int bits, const Size& size
     queries.push_back(PackQuery(query.q + g * query.stride, shape.head_dim, query.scale,
                                 packed[g].data(), &norm));
     queries.back().half_variance = kCodeBooks[bits].error * norm / 2;
+    // An eighth of the keys go into bins.
+    queries.back().floor = static_cast<uint32_t>((1.15f - cpu::kLowestKey) * cpu::kKeyLevels);
   }
   const size_t slots = clusters.codes.centroid_scales.size();
   std::vector<float> scores(slots * group);
@@ -308,6 +310,7 @@ void ScanCodes(State& state, const LayerShape& shape, int bits, const Size& size
   std::vector<float> by_key(kStride * group);
   std::vector<cpu::KeyLevel> keys(kKeys * group);
   std::vector<float> sums(group);
+  std::vector<cpu::MassBins> bins(group);
   const auto scan = [&](size_t segment) {
     for (size_t g = 0; g < group; ++g) {
       cpu::SpreadScores(clusters.starts.data(), kept.data(), clusters.count,
@@ -316,7 +319,7 @@ void ScanCodes(State& state, const LayerShape& shape, int bits, const Size& size
     cpu::ScanCodes({coded.planes.data() + segment * clusters.codes.planes.size(),
                     coded.scales.data() + segment * kKeys, bits, shape.head_dim},
                    queries.data(), shape.group(), 0, blocks.data(), blocks.size(), 0, by_key.data(),
-                   kStride, keys.data(), kKeys, sums.data());
+                   kStride, keys.data(), kKeys, sums.data(), bins.data());
   };
   for (auto _ : state) {
     for (size_t s = 0; s < coded.segments; ++s) scan(s);

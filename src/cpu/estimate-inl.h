@@ -50,15 +50,43 @@ HWY_INLINE hn::Vec<D> EstimateExp(D d, hn::Vec<D> x) {
   return hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
 }
 
-// What levels of keys mean. The lowest, which is skipped, is no exception here.
-template <class D, class VI>
-HWY_INLINE hn::Vec<D> KeyOf(D d, VI level) {
-  return hn::MulAdd(hn::ConvertTo(d, level), hn::Set(d, 1 / kKeyLevels), hn::Set(d, kLowestKey));
+// The masses that levels of keys, or the lower 16 bits of each lane, mean; that of a skipped key is
+// 2^-126. Within 3e-6 of 2^(level / 256 - 126).
+template <class D>
+HWY_INLINE hn::Vec<D> MassOf(D d, hn::Vec<hn::RebindToSigned<D>> level) {
+  const hn::RebindToSigned<D> di;
+  // 1 + the fraction f of an octave, as bits; then a polynomial for 2^f, of least relative error.
+  const auto fraction = hn::And(hn::ShiftLeft<15>(level), hn::Set(di, 0xFF << 15));
+  const auto u = hn::BitCast(d, hn::Or(fraction, hn::Set(di, 0x3F800000)));
+  auto p = hn::MulAdd(u, hn::Set(d, 0.0135341679f), hn::Set(d, -0.00212520856f));
+  p = hn::MulAdd(p, u, hn::Set(d, 0.166613372f));
+  p = hn::MulAdd(p, u, hn::Set(d, 0.312016045f));
+  p = hn::MulAdd(p, u, hn::Set(d, 0.509964216f));
+  const auto octave = hn::ShiftLeft<15>(hn::And(level, hn::Set(di, 0xFF00)));
+  const auto exponent = hn::Sub(octave, hn::Set(di, 126 << 23));
+  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
 }
+
+// The nearest level to x, cut where levels end, in the lower 16 bits of each lane.
+template <class D>
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> NearestLevel(D d, hn::Vec<D> x) {
+  const auto in = hn::Min(hn::Max(x, hn::Zero(d)), hn::Set(d, static_cast<float>(kLastKey)));
+  // The last bit of a float of this size is 1.
+  return hn::BitCast(hn::RebindToSigned<D>(), hn::Add(in, hn::Set(d, 0x1p23f)));
+}
+
 template <class D>
 HWY_INLINE hn::Vec<hn::RebindToSigned<D>> LoadLevels(D, const KeyLevel* HWY_RESTRICT levels) {
   const hn::Rebind<KeyLevel, D> du16;
   return hn::PromoteTo(hn::RebindToSigned<D>(), hn::LoadU(du16, levels));
+}
+
+template <class D>
+HWY_INLINE void StoreLevels(D, hn::Vec<hn::RebindToSigned<D>> level,
+                            KeyLevel* HWY_RESTRICT levels) {
+  const hn::Rebind<KeyLevel, D> du16;
+  const hn::RebindToUnsigned<D> du;
+  hn::StoreU(hn::TruncateTo(du16, hn::BitCast(du, level)), du16, levels);
 }
 
 template <class D>
@@ -242,11 +270,11 @@ HWY_INLINE void UnreadMassesOf(const UnreadKeys& unread, const float* half_varia
       const V t = LoadByteFloats(d, unread.scales + i);
       const V square = hn::Mul(t, t);
       for (int g = 0; g < kHeads; ++g) {
-        const V half = hn::Min(hn::Mul(square, hn::Set(d, half_variances[g])),
-                               hn::Set(d, kLargestHalfVariance));
-        const V key = KeyOf(d, LoadLevels(d, unread.keys + g * unread.key_stride + i));
-        const V e = EstimateExp(d, hn::Sub(key, half));
-        sum[g] = hn::Add(sum[g], hn::IfThenElseZero(hn::RebindMask(d, counts), e));
+        const V half = hn::Min(hn::Mul(square, hn::Set(d, half_variances[g] * kKeyLevels)),
+                               hn::Set(d, kLargestHalfVariance * kKeyLevels));
+        const V key = hn::ConvertTo(d, LoadLevels(d, unread.keys + g * unread.key_stride + i));
+        const V mass = MassOf(d, NearestLevel(d, hn::Sub(key, half)));
+        sum[g] = hn::Add(sum[g], hn::IfThenElseZero(hn::RebindMask(d, counts), mass));
       }
     }
     for (int g = 0; g < kHeads; ++g)

@@ -174,6 +174,7 @@ struct CodeQuery {
   float offset;
   float half_variance;  // of a logit's error: half_variance * t^2
   float reference;      // logits are returned less this
+  uint32_t floor;       // level from which on keys are put into bins; >= 1
 };
 
 // v / 2 is taken to be at most this: a code that bad says nothing, and exponentials must not
@@ -184,13 +185,15 @@ inline constexpr float kLargestExponent = 70.0f;
 
 // What is believed of a key, l + v / 2 - reference, is kept in 16 bits: all heads' keys of a long
 // context are read and written several times, and as floats they were more than the codes. Level x
-// means kLowestKey + x / kKeyLevels, which is off by a thousandth of a logit at most, where a code
-// is off by half of one; level 0 is a key that is skipped, the last one is all above.
+// means a mass of 2^(x / 256 - 126), from which a few bit operations make a float; it is off by 1.4
+// thousandths of a logit at most, where a code is off by half of one. Level 0 is a key that is
+// skipped, or has less mass than any sum resolves; the last one is all above, so that sums over any
+// context stay finite.
 using KeyLevel = uint16_t;
-inline constexpr float kLowestKey = -60.0f;  // less than any sum of masses resolves
-inline constexpr float kKeyLevels = 512.0f;  // a logit
+inline constexpr float kKeyLevels = 369.329935f;  // a logit: 256 / ln 2
+inline constexpr float kLowestKey = -87.3365448f;  // logits: -126 ln 2
 inline constexpr KeyLevel kSkippedKey = 0;
-inline constexpr KeyLevel kLastKey = 65535;
+inline constexpr KeyLevel kLastKey = (126 + 100) * 256;
 
 // Keys of a query head with `low` <= level < `high`; none where both are equal. REQUIRES: low >= 1.
 struct KeyRange {
@@ -207,36 +210,39 @@ struct MassBins {
   uint32_t count[kMassBins];
 };
 
-// by_key[i] = scores[c] for the members i of cluster c in [starts[c], starts[c + 1]), -inf where
-// kept[c] is 0 and from the last one to `padded`. kCodeBlock more entries must be writable.
+// by_key[i] = scores[c] * kKeyLevels for the members i of cluster c in [starts[c], starts[c + 1]),
+// -inf where kept[c] is 0 and from the last one to `padded`. kCodeBlock more entries must be
+// writable.
 void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
                   size_t padded, float* by_key);
 
 // The keys of the blocks with numbers blocks[0, n), of which `first` is the first one of `codes`:
 // keys[h * key_stride + i] becomes the level of key i, whose centroid's score is scores[h *
-// score_stride + i - first * kCodeBlock], or -inf where that is skipped. sums[h] += exp of what the
-// levels mean. `heads` <= 32 queries.
+// score_stride + i - first * kCodeBlock] (SpreadScores). sums[h] += the masses that the levels mean;
+// those of at least queries[h].floor are added to bins[h]. `heads` <= 32 queries.
 void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
                const uint32_t* blocks, size_t n, uint32_t first, const float* scores,
-               size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums);
+               size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums, MassBins* bins);
 
 // Adds the keys in the blocks listed whose level is at least `floor` >= 1 to the bins.
 void AddToBins(const KeyLevel* keys, const uint32_t* blocks, size_t n, uint32_t floor,
                MassBins* bins);
 
-// Appends to `out` the numbers i of the keys in the blocks listed for which keys[h * key_stride +
-// i] is in ranges[h] for some head h and whose bit in `read` is not set, sets it, and returns how
-// many. kCodeBlock more entries must be writable.
+// Appends to `numbers` the numbers i of the keys in the blocks listed for which keys[h * key_stride
+// + i] is in ranges[h] for some head h and whose bit in `read` is not set, sets it, and returns how
+// many. levels[h * level_stride + ...] are the keys of the rows appended. kCodeBlock more entries of
+// both must be writable.
 size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads, const KeyRange* ranges,
-                  const uint32_t* blocks, size_t n, uint64_t* read, uint32_t* out);
+                  const uint32_t* blocks, size_t n, uint64_t* read, uint32_t* numbers,
+                  KeyLevel* levels, size_t level_stride);
 
-// Over rows i in [0, n) with key keys[numbers[i]] in `range`: *exact += sum of exp(logits[i] -
-// reference), *estimated += sum of exp of the keys. Returns how many there are.
-size_t SumRange(const KeyLevel* keys, const uint32_t* numbers, const float* logits, size_t n,
-                KeyRange range, float reference, double* exact, double* estimated);
+// Over rows i in [0, n) with keys[i] in `range`: *exact += sum of exp(logits[i] - reference),
+// *estimated += sum of the keys' masses. Returns how many there are.
+size_t SumRange(const KeyLevel* keys, const float* logits, size_t n, KeyRange range,
+                float reference, double* exact, double* estimated);
 
 // masses[h * mass_stride + c] = sum of exp(l) over the members of cluster c whose bit in `read` is
-// not set, l = key - v / 2; 0 where kept[c] is 0. Members of cluster c are keys starts[c] ..
+// not set, l = key - v / 2 to the nearest level; 0 where kept[c] is 0. Members of cluster c are keys starts[c] ..
 // starts[c
 // + 1]. keys and scales must be readable to the end of the last block.
 struct UnreadKeys {

@@ -12,6 +12,7 @@
 
 #include "hwy/cache_control.h"
 #include "src/cpu/dot-inl.h"
+#include "src/cpu/bins-inl.h"
 #include "src/cpu/estimate-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,6 +27,38 @@ HWY_INLINE uint8_t LevelByte(int code) {
   if (kBits == 3) return book.level[code];
   return code < book.magnitudes ? static_cast<uint8_t>(127 - book.level[book.magnitudes - 1 - code])
                                 : book.level[code - book.magnitudes];
+}
+
+// A query in units of levels.
+struct LevelQuery {
+  const int32_t* packed = nullptr;
+  float factor = 0;
+  float offset = 0;
+  float half_variance = 0;
+  float shift = 0;  // level of a logit of 0, less that of the reference
+  int32_t floor = 0;
+
+  LevelQuery() = default;
+  explicit LevelQuery(const CodeQuery& query)
+      : packed(query.packed),
+        factor(query.factor * kKeyLevels),
+        offset(query.offset * kKeyLevels),
+        half_variance(query.half_variance * kKeyLevels),
+        shift(-(query.reference + kLowestKey) * kKeyLevels),
+        floor(static_cast<int32_t>(query.floor)) {}
+};
+
+// Levels of keys whose scores, dot products and scales are given.
+template <class D>
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> LevelsOf(D d, const LevelQuery& query, hn::Vec<D> dot,
+                                                   hn::Vec<D> t, hn::Vec<D> score, float softcap) {
+  const auto shift = hn::Set(d, query.shift);
+  const auto most = hn::Set(d, kLargestHalfVariance * kKeyLevels + query.shift);
+  const auto half =
+      hn::Min(hn::MulAdd(hn::Mul(t, t), hn::Set(d, query.half_variance), shift), most);
+  const auto residual = hn::MulAdd(dot, hn::Set(d, query.factor), hn::Set(d, query.offset));
+  const auto logit = Capped(d, hn::MulAdd(t, residual, score), softcap);
+  return NearestLevel(d, hn::Add(logit, half));
 }
 
 #if HWY_TARGET == HWY_SCALAR
@@ -46,11 +79,11 @@ HWY_INLINE int StoredLevel(const uint8_t* HWY_RESTRICT block, size_t key, size_t
 }
 
 template <int kBits, int kHeads>
-HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, float softcap,
+HWY_INLINE void ScanBlocks(const CodedKeys& codes, const LevelQuery* queries, float softcap,
                            const uint32_t* blocks, size_t n, uint32_t first, const float* scores,
-                           size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums) {
+                           size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums,
+                           FoundKeys* found) {
   const hn::CappedTag<float, 1> d;
-  const hn::CappedTag<int32_t, 1> di;
   const auto dim = static_cast<size_t>(codes.dim);
   for (size_t i = 0; i < n * kCodeBlock; ++i) {
     const size_t block = blocks[i / kCodeBlock] - first;
@@ -63,22 +96,14 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
       for (int g = 0; g < kHeads; ++g)
         dots[g] += level * reinterpret_cast<const int8_t*>(queries[g].packed)[x];
     }
+    const size_t at = block * kCodeBlock + i % kCodeBlock;
     for (int g = 0; g < kHeads; ++g) {
-      const size_t at = block * kCodeBlock + i % kCodeBlock;
-      KeyLevel& key = keys[g * key_stride + first * size_t{kCodeBlock} + at];
-      const float score = scores[g * score_stride + at];
-      if (score == -std::numeric_limits<float>::infinity()) {
-        key = kSkippedKey;
-        continue;
-      }
-      const float residual =
-          t * (static_cast<float>(dots[g]) * queries[g].factor + queries[g].offset);
-      const float logit = hn::GetLane(Capped(d, hn::Set(d, score + residual), softcap));
-      const float x = logit - queries[g].reference +
-                      std::min(t * t * queries[g].half_variance, kLargestHalfVariance);
-      const float level = std::clamp((x - kLowestKey) * kKeyLevels, 1.0f, float{kLastKey});
-      key = static_cast<KeyLevel>(std::lrint(level));
-      sums[g] += hn::GetLane(EstimateExp(d, KeyOf(d, hn::Set(di, key))));
+      const auto level =
+          LevelsOf(d, queries[g], hn::Set(d, static_cast<float>(dots[g])), hn::Set(d, t),
+                   hn::Set(d, scores[g * score_stride + at]), softcap);
+      StoreLevels(d, level, keys + g * key_stride + first * size_t{kCodeBlock} + at);
+      sums[g] += hn::GetLane(MassOf(d, level));
+      found[g].Add(d, level, queries[g].floor);
     }
   }
 }
@@ -147,7 +172,7 @@ HWY_INLINE void RowLevels(const LevelTables& tables, const uint8_t* HWY_RESTRICT
 // first rows) with kHeads queries.
 template <int kBits, int kHeads, size_t kVectors>
 HWY_INLINE void CodeDots(const LevelTables& tables, const uint8_t* const* planes, int dim,
-                         const CodeQuery* queries, hn::Vec<DotTag> (*dots)[kVectors]) {
+                         const LevelQuery* queries, hn::Vec<DotTag> (*dots)[kVectors]) {
   const DotTag di;
   const size_t quads = static_cast<size_t>(dim) / 4;
   const size_t rows = (quads + kQuadsPerRow<kBits> - 1) / kQuadsPerRow<kBits>;
@@ -169,13 +194,12 @@ HWY_INLINE void CodeDots(const LevelTables& tables, const uint8_t* const* planes
 }
 
 template <int kBits, int kHeads>
-HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, float softcap,
+HWY_INLINE void ScanBlocks(const CodedKeys& codes, const LevelQuery* queries, float softcap,
                            const uint32_t* HWY_RESTRICT blocks, size_t n, uint32_t first,
                            const float* HWY_RESTRICT scores, size_t score_stride,
-                           KeyLevel* HWY_RESTRICT keys, size_t key_stride,
-                           float* HWY_RESTRICT sums) {
+                           KeyLevel* HWY_RESTRICT keys, size_t key_stride, float* HWY_RESTRICT sums,
+                           FoundKeys* found) {
   const KeyTag d;
-  const hn::Rebind<KeyLevel, KeyTag> du16;
   // Vectors at a time: enough sums in flight to hide the latency of the dot products.
   constexpr size_t kVectors = 2;
   // Blocks asked for ahead of use: the list has gaps, over which the hardware does not see.
@@ -184,7 +208,6 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
   const size_t per_block = kCodeBlock / lanes;
   const size_t block_bytes = CodeBlockBytes(codes.dim, kBits);
   const LevelTables tables = MakeLevelTables<kBits>();
-  const DotTag di;
   KeyLevel* const levels = keys + first * size_t{kCodeBlock};
   hn::Vec<KeyTag> total[kHeads];
   for (int g = 0; g < kHeads; ++g) total[g] = hn::Zero(d);
@@ -210,24 +233,12 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const CodeQuery* queries, flo
     CodeDots<kBits, kHeads, kVectors>(tables, planes, codes.dim, queries, dots);
     for (size_t v = 0; v < kVectors && u + v < units; ++v) {
       const auto t = LoadByteFloats(d, scales[v]);
-      const auto square = hn::Mul(t, t);
       for (int g = 0; g < kHeads; ++g) {
-        const auto residual =
-            hn::Mul(t, hn::MulAdd(hn::ConvertTo(d, dots[g][v]), hn::Set(d, queries[g].factor),
-                                  hn::Set(d, queries[g].offset)));
-        const auto score = hn::LoadU(d, scores + g * score_stride + at[v]);
-        const auto logit = Capped(d, hn::Add(score, residual), softcap);
-        const auto half = hn::Min(hn::Mul(square, hn::Set(d, queries[g].half_variance)),
-                                  hn::Set(d, kLargestHalfVariance));
-        const auto shift = hn::Set(d, queries[g].reference + kLowestKey);
-        const auto x = hn::Mul(hn::Add(hn::Sub(logit, shift), half), hn::Set(d, kKeyLevels));
-        const auto level = hn::NearestInt(
-            hn::Min(hn::Max(x, hn::Set(d, 1.0f)), hn::Set(d, static_cast<float>(kLastKey))));
-        const auto scanned = hn::Gt(score, hn::Set(d, -std::numeric_limits<float>::infinity()));
-        const auto kept = hn::And(level, hn::BitCast(di, hn::VecFromMask(d, scanned)));
-        hn::StoreU(hn::DemoteTo(du16, kept), du16, levels + g * key_stride + at[v]);
-        const auto mass = EstimateExp(d, KeyOf(d, level));
-        total[g] = hn::Add(total[g], hn::IfThenElseZero(scanned, mass));
+        const auto level = LevelsOf(d, queries[g], hn::ConvertTo(d, dots[g][v]), t,
+                                    hn::LoadU(d, scores + g * score_stride + at[v]), softcap);
+        StoreLevels(d, level, levels + g * key_stride + at[v]);
+        total[g] = hn::Add(total[g], MassOf(d, level));
+        found[g].Add(d, level, queries[g].floor);
       }
     }
   }
@@ -242,7 +253,7 @@ HWY_ATTR void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clus
   const float skipped = -std::numeric_limits<float>::infinity();
   // What is written past the end of a cluster, the next one overwrites.
   for (int c = 0; c < clusters; ++c) {
-    const auto v = hn::Set(d, kept[c] != 0 ? scores[c] : skipped);
+    const auto v = hn::Set(d, kept[c] != 0 ? scores[c] * kKeyLevels : skipped);
     for (size_t i = starts[c]; i < starts[c + 1]; i += lanes) hn::StoreU(v, d, by_key + i);
   }
   for (size_t i = starts[clusters]; i < padded; ++i) by_key[i] = skipped;
@@ -250,12 +261,21 @@ HWY_ATTR void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clus
 
 HWY_ATTR void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
                         const uint32_t* blocks, size_t n, uint32_t first, const float* scores,
-                        size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums) {
+                        size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums,
+                        MassBins* bins) {
   const auto scan = [&](auto bits) HWY_ATTR {
     ForHeads(heads, [&](auto count, int g) HWY_ATTR {
-      ScanBlocks<decltype(bits)::value, decltype(count)::value>(
-          codes, queries + g, softcap, blocks, n, first, scores + g * score_stride, score_stride,
-          keys + g * key_stride, key_stride, sums + g);
+      constexpr int kHeads = decltype(count)::value;
+      LevelQuery level_queries[kHeads];
+      for (int h = 0; h < kHeads; ++h) level_queries[h] = LevelQuery(queries[g + h]);
+      FoundKeys found[kHeads];
+      for (size_t begin = 0; begin < n; begin += FoundKeys::kBlocks) {
+        ScanBlocks<decltype(bits)::value, kHeads>(
+            codes, level_queries, softcap * kKeyLevels, blocks + begin,
+            std::min(n - begin, FoundKeys::kBlocks), first, scores + g * score_stride, score_stride,
+            keys + g * key_stride, key_stride, sums + g, found);
+        for (int h = 0; h < kHeads; ++h) found[h].Flush(queries[g + h].floor, bins + g + h);
+      }
     });
   };
   switch (codes.bits) {

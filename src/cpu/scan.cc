@@ -1,8 +1,9 @@
-// Compiles estimate-, scan- and select-inl.h for every instruction set and dispatches.
+// Compiles bins-, estimate-, scan- and select-inl.h for every instruction set and dispatches.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/cpu/scan.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // After foreach_target.
+#include "src/cpu/bins-inl.h"
 #include "src/cpu/estimate-inl.h"
 #include "src/cpu/scan-inl.h"
 #include "src/cpu/select-inl.h"
@@ -45,9 +46,11 @@ void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters, con
 
 void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
                const uint32_t* blocks, size_t n, uint32_t first, const float* scores,
-               size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums) {
+               size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums,
+               MassBins* bins) {
   HWY_DYNAMIC_DISPATCH(ScanCodes)
-  (codes, queries, heads, softcap, blocks, n, first, scores, score_stride, keys, key_stride, sums);
+  (codes, queries, heads, softcap, blocks, n, first, scores, score_stride, keys, key_stride, sums,
+   bins);
 }
 
 void AddToBins(const KeyLevel* keys, const uint32_t* blocks, size_t n, uint32_t floor,
@@ -56,14 +59,15 @@ void AddToBins(const KeyLevel* keys, const uint32_t* blocks, size_t n, uint32_t 
 }
 
 size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads, const KeyRange* ranges,
-                  const uint32_t* blocks, size_t n, uint64_t* read, uint32_t* out) {
-  return HWY_DYNAMIC_DISPATCH(SelectKeys)(keys, key_stride, heads, ranges, blocks, n, read, out);
+                  const uint32_t* blocks, size_t n, uint64_t* read, uint32_t* numbers,
+                  KeyLevel* levels, size_t level_stride) {
+  return HWY_DYNAMIC_DISPATCH(SelectKeys)(keys, key_stride, heads, ranges, blocks, n, read, numbers,
+                                          levels, level_stride);
 }
 
-size_t SumRange(const KeyLevel* keys, const uint32_t* numbers, const float* logits, size_t n,
-                KeyRange range, float reference, double* exact, double* estimated) {
-  return HWY_DYNAMIC_DISPATCH(SumRange)(keys, numbers, logits, n, range, reference, exact,
-                                        estimated);
+size_t SumRange(const KeyLevel* keys, const float* logits, size_t n, KeyRange range,
+                float reference, double* exact, double* estimated) {
+  return HWY_DYNAMIC_DISPATCH(SumRange)(keys, logits, n, range, reference, exact, estimated);
 }
 
 void UnreadMasses(const UnreadKeys& unread, int heads, const float* half_variances, float* masses,

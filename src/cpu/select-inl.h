@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "src/cpu/bins-inl.h"
 #include "src/cpu/estimate-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,49 +27,6 @@ HWY_INLINE uint32_t MaskBits(D d, hn::Mask<D> mask) {
   return bits;
 }
 
-// Stores the lanes of v for which mask holds one after the other, then garbage, a whole vector in
-// all. Returns how many. Not CompressStore: of what writes only the lanes that count, Zen 4 makes
-// microcode (23 ns for a vector, this 1.5).
-template <class D, class T>
-HWY_INLINE size_t Append(D d, hn::Vec<D> v, hn::Mask<D> mask, T* HWY_RESTRICT out) {
-  hn::StoreU(hn::Compress(v, mask), d, out);
-  return hn::CountTrue(d, mask);
-}
-
-HWY_ATTR void AddToBins(const KeyLevel* keys, const uint32_t* blocks, size_t n, uint32_t floor,
-                        MassBins* bins) {
-  const hn::CappedTag<float, kCodeBlock> d;
-  const hn::RebindToSigned<decltype(d)> di;
-  const size_t lanes = hn::Lanes(d);
-  const auto lowest = hn::Set(di, static_cast<int32_t>(floor) - 1);
-  constexpr int kBinShift = 6;
-  static_assert(kBinLevels == 1u << kBinShift);
-  constexpr size_t kBlocks = 64;  // at a time, so that the keys that count stay in L1
-  HWY_ALIGN int32_t found[kBlocks * kCodeBlock + kCodeBlock] = {};
-  HWY_ALIGN float mass[kCodeBlock];
-  HWY_ALIGN int32_t bin[kCodeBlock];
-  for (size_t begin = 0; begin < n; begin += kBlocks) {
-    // First collect them, without a branch for each vector; then count them one by one.
-    size_t count = 0;
-    for (size_t b = begin; b < std::min(n, begin + kBlocks); ++b) {
-      for (size_t i = 0; i < kCodeBlock; i += lanes) {
-        const auto level = LoadLevels(d, keys + blocks[b] * size_t{kCodeBlock} + i);
-        count += Append(di, level, hn::Gt(level, lowest), found + count);
-      }
-    }
-    for (size_t i = 0; i < count; i += lanes) {
-      const auto level = hn::LoadU(di, found + i);
-      hn::Store(EstimateExp(d, KeyOf(d, level)), d, mass);
-      const auto place = hn::ShiftRight<kBinShift>(hn::Sub(level, hn::Add(lowest, hn::Set(di, 1))));
-      hn::Store(hn::Min(place, hn::Set(di, kMassBins - 1)), di, bin);
-      for (size_t k = 0; k < std::min(lanes, count - i); ++k) {
-        bins->mass[bin[k]] += mass[k];
-        ++bins->count[bin[k]];
-      }
-    }
-  }
-}
-
 // Which levels are in a range: those that, less its low end, are below its width, as unsigned
 // numbers.
 template <class D>
@@ -80,9 +38,10 @@ HWY_INLINE hn::Mask<D> InRange(D d, hn::Vec<D> level, KeyRange range) {
 
 HWY_ATTR size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads,
                            const KeyRange* ranges, const uint32_t* blocks, size_t n, uint64_t* read,
-                           uint32_t* out) {
+                           uint32_t* numbers, KeyLevel* levels, size_t level_stride) {
   const hn::CappedTag<KeyLevel, kCodeBlock> d;
-  const hn::CappedTag<uint32_t, kCodeBlock> dn;
+  const hn::CappedTag<float, kCodeBlock> df;
+  const hn::RebindToSigned<decltype(df)> di;
   size_t count = 0;
   for (size_t b = 0; b < n; ++b) {
     const size_t begin = blocks[b] * size_t{kCodeBlock};
@@ -97,20 +56,24 @@ HWY_ATTR size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads,
     uint64_t& word = read[begin / 64];
     found &= ~static_cast<uint32_t>(word >> (begin % 64));
     word |= static_cast<uint64_t>(found) << (begin % 64);
-    for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(dn)) {
+    for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(di)) {
       const uint32_t bits = found >> i;
       uint8_t bytes[8] = {};
       std::memcpy(bytes, &bits, sizeof(bits));
-      count += Append(dn, hn::Iota(dn, static_cast<uint32_t>(begin + i)),
-                      hn::LoadMaskBits(dn, bytes), out + count);
+      const auto mask = hn::LoadMaskBits(di, bytes);
+      for (int g = 0; g < heads; ++g) {
+        const auto level = LoadLevels(df, keys + g * key_stride + begin + i);
+        StoreLevels(df, hn::Compress(level, mask), levels + g * level_stride + count);
+      }
+      count += Append(di, hn::Iota(di, static_cast<int32_t>(begin + i)), mask,
+                      reinterpret_cast<int32_t*>(numbers) + count);
     }
   }
   return count;
 }
 
-HWY_ATTR size_t SumRange(const KeyLevel* keys, const uint32_t* numbers, const float* logits,
-                         size_t n, KeyRange range, float reference, double* exact,
-                         double* estimated) {
+HWY_ATTR size_t SumRange(const KeyLevel* keys, const float* logits, size_t n, KeyRange range,
+                         float reference, double* exact, double* estimated) {
   const hn::CappedTag<float, kCodeBlock> d;
   const hn::RebindToSigned<decltype(d)> di;
   const size_t lanes = hn::Lanes(d);
@@ -120,21 +83,24 @@ HWY_ATTR size_t SumRange(const KeyLevel* keys, const uint32_t* numbers, const fl
   auto read = hn::Zero(d);
   auto guessed = hn::Zero(d);
   size_t count = 0;
-  HWY_ALIGN int32_t level[kCodeBlock];
-  HWY_ALIGN float logit[kCodeBlock] = {};
-  for (size_t i = 0; i < n; i += lanes) {
-    const size_t rows = std::min(lanes, n - i);
-    std::memcpy(logit, logits + i, rows * sizeof(float));
-    for (size_t k = 0; k < rows; ++k) level[k] = keys[numbers[i + k]];
-    for (size_t k = rows; k < lanes; ++k) level[k] = kSkippedKey;
-    const auto key = hn::Load(di, level);
+  const auto add = [&](const KeyLevel* levels, const float* logit) HWY_ATTR {
+    const auto key = LoadLevels(d, levels);
     const auto in = hn::And(hn::Gt(key, below), hn::Lt(key, high));
-    if (hn::AllFalse(di, in)) continue;
+    if (hn::AllFalse(di, in)) return;
     count += hn::CountTrue(di, in);
     const auto counts = hn::RebindMask(d, in);
-    const auto x = hn::Sub(hn::Load(d, logit), hn::Set(d, reference));
+    const auto x = hn::Sub(hn::LoadU(d, logit), hn::Set(d, reference));
     read = hn::Add(read, hn::IfThenElseZero(counts, EstimateExp(d, hn::Min(x, most))));
-    guessed = hn::Add(guessed, hn::IfThenElseZero(counts, EstimateExp(d, KeyOf(d, key))));
+    guessed = hn::Add(guessed, hn::IfThenElseZero(counts, MassOf(d, key)));
+  };
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) add(keys + i, logits + i);
+  if (i < n) {
+    KeyLevel last[kCodeBlock] = {};  // skipped ones
+    float last_logits[kCodeBlock] = {};
+    std::memcpy(last, keys + i, (n - i) * sizeof(KeyLevel));
+    std::memcpy(last_logits, logits + i, (n - i) * sizeof(float));
+    add(last, last_logits);
   }
   *exact += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, read)));
   *estimated += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, guessed)));

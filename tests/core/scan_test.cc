@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -66,7 +67,8 @@ struct RandomQueries {
       }
       const float unit = 0.002f / (1 + g);
       queries[g] = {packed.data() + g * padded / 4, unit, -kLevelZero * unit * sum,
-                    0.05f * static_cast<float>(1 + g), 3.0f - g};
+                    0.05f * static_cast<float>(1 + g), 3.0f - g,
+                    static_cast<uint32_t>(25000 + 1000 * g)};
     }
   }
   double Dot(const RandomCodes& codes, int g, size_t key, double* size) const {
@@ -94,15 +96,19 @@ void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float sof
   const size_t score_stride = codes.scales.size() + 5;
   std::vector<float> scores(heads * score_stride);
   for (float& score : scores)
-    score = random() % 6 == 0 ? -kInf : static_cast<float>(random() % 200) / 10 - 10;
+    score = random() % 6 == 0
+                ? -kInf
+                : (static_cast<float>(random() % 200) / 10 - 10) * cpu::kKeyLevels;
   constexpr cpu::KeyLevel kUntouched = 12345;
   std::vector<cpu::KeyLevel> keys(heads * stride, kUntouched);
   std::vector<float> sums(heads, 2.0f);
+  std::vector<cpu::MassBins> bins(heads);
   cpu::ScanCodes(codes.View(), queries.queries.data(), heads, softcap, blocks.data(), blocks.size(),
-                 kFirst, scores.data(), score_stride, keys.data(), stride, sums.data());
+                 kFirst, scores.data(), score_stride, keys.data(), stride, sums.data(), bins.data());
   for (int g = 0; g < heads; ++g) {
     double sum = 2;
     double sum_error = 1e-6;
+    uint32_t binned = 0;
     std::vector<bool> listed(end / 16, false);
     for (uint32_t block : blocks) listed[block] = true;
     for (size_t i = 0; i < stride; ++i) {
@@ -113,8 +119,9 @@ void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float sof
       }
       double size;
       const size_t key = i - 16 * kFirst;
-      const float score = scores[g * score_stride + key];
-      if (score == -kInf) {
+      const float scaled = scores[g * score_stride + key];
+      const double score = scaled / static_cast<double>(cpu::kKeyLevels);
+      if (scaled == -kInf) {
         ASSERT_EQ(got, cpu::kSkippedKey) << "skipped keys stay so; softcap " << softcap;
         continue;
       }
@@ -124,7 +131,7 @@ void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float sof
       const double half = std::min(query.half_variance * t * t, 20.0);
       const double want =
           std::clamp(oracle::Capped(score + residual, softcap) - query.reference + half,
-                     KeyOf(cpu::kSkippedKey + 1), KeyOf(cpu::kLastKey));
+                     KeyOf(cpu::kSkippedKey), KeyOf(cpu::kLastKey));
       const double error = 6 * kUnit * (t * size + std::fabs(score) + std::fabs(residual)) +
                            16 * kUnit * (softcap + 90 + half) + 0.5 / cpu::kKeyLevels;
       ASSERT_NEAR(KeyOf(got), want, error) << "head " << g << " key " << i;
@@ -132,8 +139,15 @@ void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float sof
       const double mass = std::exp(KeyOf(got));
       sum += mass;
       sum_error += mass * 1e-5;
+      binned += got >= query.floor;
     }
     ASSERT_NEAR(sums[g], sum, sum_error) << "head " << g;
+    ASSERT_EQ(std::accumulate(bins[g].count, bins[g].count + cpu::kMassBins, 0u), binned);
+    // Bins are what AddToBins makes of the levels.
+    cpu::MassBins again = {};
+    cpu::AddToBins(keys.data() + g * stride, blocks.data(), blocks.size(),
+                   queries.queries[g].floor, &again);
+    ASSERT_EQ(std::memcmp(&bins[g], &again, sizeof(again)), 0);
   }
 }
 
@@ -181,7 +195,8 @@ TEST_P(ScanKernels, ScanCodesWithSoftcap) {
 std::vector<cpu::KeyLevel> RandomKeys(size_t n, std::mt19937& random) {
   std::vector<cpu::KeyLevel> keys(n);
   for (cpu::KeyLevel& key : keys)
-    key = static_cast<cpu::KeyLevel>(random() % 8 == 0 ? cpu::kSkippedKey : random() % 65536);
+    key = static_cast<cpu::KeyLevel>(random() % 8 == 0 ? cpu::kSkippedKey
+                                                       : random() % (cpu::kLastKey + 1));
   return keys;
 }
 
@@ -206,7 +221,7 @@ TEST_P(ScanKernels, SpreadScores) {
     for (size_t i = 0; i < padded; ++i) {
       size_t c = 0;
       while (c < 4 && i >= starts[c + 1]) ++c;
-      ASSERT_EQ(keys[i], c < 4 && kept[c] != 0 ? scores[c] : -kInf) << lead << " " << i;
+      ASSERT_EQ(keys[i], c < 4 && kept[c] != 0 ? scores[c] * cpu::kKeyLevels : -kInf) << lead << " " << i;
     }
   }
 }
@@ -216,7 +231,7 @@ TEST_P(ScanKernels, AddToBins) {
   for (size_t n : {16, 48, 640, 4096}) {
     const std::vector<cpu::KeyLevel> keys = RandomKeys(n, random);
     const std::vector<uint32_t> blocks = SomeBlocks(n);
-    for (uint32_t low : {1u, 20000u, 33333u, 60000u, 65535u}) {
+    for (uint32_t low : {1u, 20000u, 33333u, 57000u, uint32_t{cpu::kLastKey}}) {
       cpu::MassBins bins = {};
       bins.mass[7] = 3;  // what is there stays
       bins.count[7] = 5;
@@ -277,15 +292,23 @@ TEST_P(ScanKernels, SelectKeys) {
         }
       }
       std::vector<uint32_t> out(n + 16, 0xABCD);
+      const size_t level_stride = n + 17;
+      std::vector<cpu::KeyLevel> levels(heads * level_stride);
       out.resize(cpu::SelectKeys(keys.data(), stride, heads, ranges.data(), blocks.data(),
-                                 blocks.size(), read.data(), out.data()));
+                                 blocks.size(), read.data(), out.data(), levels.data(),
+                                 level_stride));
       EXPECT_EQ(out, want);
       EXPECT_EQ(read, want_read);
       std::vector<uint32_t> again(n + 16);
       EXPECT_EQ(cpu::SelectKeys(keys.data(), stride, heads, ranges.data(), blocks.data(),
-                                blocks.size(), read.data(), again.data()),
+                                blocks.size(), read.data(), again.data(), levels.data() + out.size(),
+                                level_stride),
                 0u)
           << "once read, never again";
+      for (int g = 0; g < heads; ++g) {
+        for (size_t i = 0; i < out.size(); ++i)
+          ASSERT_EQ(levels[g * level_stride + i], keys[g * stride + out[i]]) << g << " " << i;
+      }
     }
   }
 }
@@ -295,12 +318,9 @@ TEST_P(ScanKernels, SumRange) {
   const std::vector<cpu::KeyLevel> keys = RandomKeys(500, random);
   for (size_t n = 0; n < 70; ++n) {
     // Ends with the last row: a sanitizer sees reads past it.
-    std::vector<uint32_t> numbers(n);
+    const std::vector<cpu::KeyLevel> rows(keys.begin(), keys.begin() + n);
     std::vector<float> logits(n);
-    for (size_t i = 0; i < n; ++i) {
-      numbers[i] = static_cast<uint32_t>(random() % keys.size());
-      logits[i] = static_cast<float>(KeyOf(keys[numbers[i]]) + 2);
-    }
+    for (size_t i = 0; i < n; ++i) logits[i] = static_cast<float>(KeyOf(rows[i]) + 2);
     for (uint32_t low : {1u, 20000u, 30000u}) {
       for (uint32_t high : {65536u, 40000u, 30000u}) {
         double exact = 4;
@@ -309,13 +329,13 @@ TEST_P(ScanKernels, SumRange) {
         double want_estimated = 5;
         size_t count = 0;
         for (size_t i = 0; i < n; ++i) {
-          const cpu::KeyLevel key = keys[numbers[i]];
+          const cpu::KeyLevel key = rows[i];
           if (key < low || key >= high) continue;
           ++count;
           want_exact += std::exp(logits[i] - 1.5);
           want_estimated += std::exp(KeyOf(key));
         }
-        EXPECT_EQ(cpu::SumRange(keys.data(), numbers.data(), logits.data(), n, {low, high}, 1.5f,
+        EXPECT_EQ(cpu::SumRange(rows.data(), logits.data(), n, {low, high}, 1.5f,
                                 &exact, &estimated),
                   count);
         EXPECT_NEAR(exact, want_exact, 1e-5 * want_exact);
