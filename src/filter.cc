@@ -101,12 +101,8 @@ bool Estimate(Step& step, int request, int q_head, double* at_least) {
   const auto n = static_cast<size_t>(r.clusters);
   const Mass forced = ForcedMass(step, request, q_head);
   float most = forced.max;
-  bool finite = !std::isnan(forced.max) && std::isfinite(forced.sum);
-  for (size_t c = 0; c < n; ++c) {
-    finite = finite && masses[c] < kInf;  // false for a NaN, too
-    most = std::max(most, masses[c]);
-  }
-  if (!finite || !std::isfinite(most)) return false;
+  if (std::isnan(forced.max) || !std::isfinite(forced.sum)) return false;
+  if (!cpu::LargestMass(masses, n, &most) || !std::isfinite(most)) return false;
   head.reference = most;
   head.fixed = forced.sum * std::exp(static_cast<double>(forced.max) - most);
   cpu::ExpShifted(masses, n, most);
@@ -123,7 +119,7 @@ void Keep(Step& step, const RequestPlan& r, int q_head, const CodedHead& head, d
   const float* tokens = masses - step.coded.masses.data() + step.coded.tokens.data();
   const float mass = LargestSkipped(masses, r.clusters, step.options.skip_share * rest);
   const auto token = static_cast<float>(std::log(step.options.skip_token * rest) + head.reference);
-  for (int64_t c = 0; c < r.clusters; ++c) kept[c] |= masses[c] > mass || tokens[c] > token;
+  cpu::KeepClusters(masses, tokens, static_cast<size_t>(r.clusters), mass, token, kept);
 }
 
 void FilterGroup(Step& step, int request, int kv_head) {
@@ -157,13 +153,10 @@ void FilterGroup(Step& step, int request, int kv_head) {
   }
   for (int g = 0; g < step.group(); ++g) {
     CodedHead& head = HeadOf(step, request, first + g);
-    const float* masses = Masses(step, r, first + g);
-    double all = head.fixed;
-    head.skipped = 0;
-    for (int64_t c = 0; c < r.clusters; ++c) {
-      all += masses[c];
-      head.skipped += kept[c] != 0 ? 0 : masses[c];
-    }
+    const cpu::MassSums sums = cpu::SumMasses(Masses(step, r, first + g), kept,
+                                              static_cast<size_t>(r.clusters));
+    const double all = head.fixed + sums.all;
+    head.skipped = sums.skipped;
     // Keys below have no more than what may stay unread if all is as estimated, whatever their number;
     // where it is not, they are counted after all (Recount: measured in 0.04 % of selections).
     constexpr double kShareBelow = 1;

@@ -1,5 +1,5 @@
-// Kernels of mode tactic's cluster filter and tail: what clusters may hold, and what their means
-// add. Included once per target.
+// What kernels of mode tactic share (exponentials, levels of keys), scores of centroids, and the
+// tail: what unread keys hold, and what means of values add. Included once per target.
 #if defined(TACTIC_SRC_CPU_ESTIMATE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TACTIC_SRC_CPU_ESTIMATE_INL_H_
 #undef TACTIC_SRC_CPU_ESTIMATE_INL_H_
@@ -189,52 +189,6 @@ HWY_INLINE hn::Vec<D> Capped(D d, hn::Vec<D> x, float softcap) {
       hn::Mul(hn::Set(d, softcap), hn::Tanh(d, hn::Mul(x, hn::Set(d, 1 / softcap))));
   const auto none = hn::Set(d, -std::numeric_limits<float>::infinity());
   return hn::IfThenElse(hn::Eq(x, none), none, capped);
-}
-
-HWY_ATTR void EstimateClusters(const ClusterFacts& facts, const float* scores,
-                               const float* run_energy, float softcap, float* masses, float* floors,
-                               float* tokens) {
-  const hn::CappedTag<float, kCentroidLanes> d;
-  using V = hn::Vec<decltype(d)>;
-  const auto padded = static_cast<size_t>(facts.padded);
-  const V two = hn::Set(d, 2.0f);
-  for (size_t c = 0; c < padded; c += hn::Lanes(d)) {
-    V variance = hn::Zero(d);
-    for (size_t r = 0; r < Codes::kRuns; ++r) {
-      const V spread = LoadByteFloats(d, facts.spreads + r * padded + c);
-      variance = hn::MulAdd(hn::Mul(spread, spread), hn::Set(d, run_energy[r]), variance);
-    }
-    const V longest = LoadByteFloats(d, facts.spreads + Codes::kRuns * padded + c);
-    const V log_size = hn::LoadU(d, facts.log_sizes + c);
-    const V score = Capped(d, hn::LoadU(d, scores + c), softcap);
-    // log of the mean of exp over n draws of a Gaussian: v / 2, but no more than the largest of n
-    // draws can give (random-energy model).
-    const V v = hn::Min(variance, hn::Set(d, 2 * kLargestHalfVariance));
-    const V edge = hn::Mul(two, hn::Max(log_size, hn::Zero(d)));  // 2 log n
-    const V gaussian = hn::Mul(v, hn::Set(d, 0.5f));
-    const V few = hn::Sub(hn::Sqrt(hn::Mul(v, edge)), hn::Mul(edge, hn::Set(d, 0.5f)));
-    const V excess = hn::IfThenElse(hn::Lt(v, edge), gaussian, few);
-    const V floor = hn::Add(score, log_size);
-    hn::StoreU(floor, d, floors + c);
-    hn::StoreU(hn::Add(floor, excess), d, masses + c);
-    const V reach = hn::Mul(hn::Set(d, 3.0f), hn::Mul(hn::Sqrt(variance), longest));
-    const V token = Capped(d, hn::Add(hn::LoadU(d, scores + c), reach), softcap);
-    // An empty slot holds nothing.
-    hn::StoreU(hn::IfThenElse(hn::Eq(log_size, hn::Set(d, -std::numeric_limits<float>::infinity())),
-                              log_size, token),
-               d, tokens + c);
-  }
-}
-
-HWY_ATTR float SumUpTo(const float* x, size_t n, float limit) {
-  const hn::CappedTag<float, kCentroidLanes> d;
-  const auto vlimit = hn::Set(d, limit);
-  auto sum = hn::Zero(d);
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    const auto v = hn::LoadU(d, x + i);
-    sum = hn::Add(sum, hn::IfThenElseZero(hn::Le(v, vlimit), v));
-  }
-  return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
 // Bits [i, i + 16) of a bitmap.

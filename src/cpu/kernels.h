@@ -155,8 +155,23 @@ struct ClusterFacts {
 void EstimateClusters(const ClusterFacts& facts, const float* scores, const float* run_energy,
                       float softcap, float* masses, float* floors, float* tokens);
 
-// Sum of those of x[0, n) that are at most `limit`; n is a multiple of kCentroidLanes.
+// Sum of those of x[0, n) that are at most `limit`. Here and below n is a multiple of
+// kCentroidLanes.
 float SumUpTo(const float* x, size_t n, float limit);
+
+// Raises *most to the largest of masses[0, n). False when one is +inf or NaN.
+bool LargestMass(const float* masses, size_t n, float* most);
+
+// kept[c] |= 1 where masses[c] > mass or tokens[c] > token.
+void KeepClusters(const float* masses, const float* tokens, size_t n, float mass, float token,
+                  uint8_t* kept);
+
+// Sums of masses[0, n): of all, and of those with kept[c] == 0.
+struct MassSums {
+  float all;
+  float skipped;
+};
+MassSums SumMasses(const float* masses, const uint8_t* kept, size_t n);
 
 // Codes of keys in blocks of kCodeBlock (src/codes.h).
 struct CodedKeys {
@@ -211,8 +226,8 @@ struct MassBins {
 };
 
 // by_key[i] = scores[c] * kKeyLevels for the members i of cluster c in [starts[c], starts[c + 1]),
-// -inf where kept[c] is 0 and from the last one to `padded`. kCodeBlock more entries must be
-// writable.
+// -inf where kept[c] is 0 and from the last one to `padded`. Blocks of which no key is kept are left
+// alone. kCodeBlock more entries must be writable.
 void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
                   size_t padded, float* by_key);
 

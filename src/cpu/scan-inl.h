@@ -250,13 +250,24 @@ HWY_ATTR void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clus
                            const float* scores, size_t padded, float* by_key) {
   const hn::CappedTag<float, kCodeBlock> d;
   const size_t lanes = hn::Lanes(d);
-  const float skipped = -std::numeric_limits<float>::infinity();
+  const auto skipped = hn::Set(d, -std::numeric_limits<float>::infinity());
   // What is written past the end of a cluster, the next one overwrites.
+  const auto fill = [&](hn::Vec<decltype(d)> v, size_t begin, size_t end) HWY_ATTR {
+    for (size_t i = begin; i < end; i += lanes) hn::StoreU(v, d, by_key + i);
+  };
   for (int c = 0; c < clusters; ++c) {
-    const auto v = hn::Set(d, kept[c] != 0 ? scores[c] * kKeyLevels : skipped);
-    for (size_t i = starts[c]; i < starts[c + 1]; i += lanes) hn::StoreU(v, d, by_key + i);
+    const size_t begin = starts[c];
+    const size_t end = starts[c + 1];
+    if (kept[c] != 0) {
+      fill(hn::Set(d, scores[c] * kKeyLevels), begin, end);
+      continue;
+    }
+    // Only the blocks that it shares with others.
+    const size_t first = std::min(end, (begin + kCodeBlock - 1) / kCodeBlock * kCodeBlock);
+    fill(skipped, begin, first);
+    fill(skipped, std::max(first, end / kCodeBlock * kCodeBlock), end);
   }
-  for (size_t i = starts[clusters]; i < padded; ++i) by_key[i] = skipped;
+  fill(skipped, starts[clusters], padded);
 }
 
 HWY_ATTR void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,

@@ -1,10 +1,11 @@
-// Compiles bins-, estimate-, scan- and select-inl.h for every instruction set and dispatches.
+// Compiles bins-, estimate-, filter-, scan- and select-inl.h for every instruction set and dispatches.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/cpu/scan.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // After foreach_target.
 #include "src/cpu/bins-inl.h"
 #include "src/cpu/estimate-inl.h"
+#include "src/cpu/filter-inl.h"
 #include "src/cpu/scan-inl.h"
 #include "src/cpu/select-inl.h"
 
@@ -14,6 +15,9 @@ namespace tactic::cpu {
 HWY_EXPORT(ScoreByteCentroids);
 HWY_EXPORT(EstimateClusters);
 HWY_EXPORT(SumUpTo);
+HWY_EXPORT(LargestMass);
+HWY_EXPORT(KeepClusters);
+HWY_EXPORT(SumMasses);
 HWY_EXPORT(SpreadScores);
 HWY_EXPORT(ScanCodes);
 HWY_EXPORT(AddToBins);
@@ -37,6 +41,19 @@ void EstimateClusters(const ClusterFacts& facts, const float* scores, const floa
 
 float SumUpTo(const float* x, size_t n, float limit) {
   return HWY_DYNAMIC_DISPATCH(SumUpTo)(x, n, limit);
+}
+
+bool LargestMass(const float* masses, size_t n, float* most) {
+  return HWY_DYNAMIC_DISPATCH(LargestMass)(masses, n, most);
+}
+
+void KeepClusters(const float* masses, const float* tokens, size_t n, float mass, float token,
+                  uint8_t* kept) {
+  HWY_DYNAMIC_DISPATCH(KeepClusters)(masses, tokens, n, mass, token, kept);
+}
+
+MassSums SumMasses(const float* masses, const uint8_t* kept, size_t n) {
+  return HWY_DYNAMIC_DISPATCH(SumMasses)(masses, kept, n);
 }
 
 void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,

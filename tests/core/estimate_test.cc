@@ -151,6 +151,52 @@ TEST_P(EstimateKernels, SumUpTo) {
 }
 
 // Clusters of all sizes at all places of a word, some skipped, the last at the end of the arrays.
+TEST_P(EstimateKernels, LargestMass) {
+  std::vector<float> masses(80, -kInf);
+  masses[37] = 2.5f;
+  masses[79] = -3;
+  float most = 1;
+  EXPECT_TRUE(cpu::LargestMass(masses.data(), masses.size(), &most));
+  EXPECT_EQ(most, 2.5f);
+  most = 7;
+  EXPECT_TRUE(cpu::LargestMass(masses.data(), masses.size(), &most));
+  EXPECT_EQ(most, 7);
+  for (const float bad : {kInf, std::nanf("")}) {
+    for (const size_t at : {0, 41, 79}) {
+      std::vector<float> with = masses;
+      with[at] = bad;
+      EXPECT_FALSE(cpu::LargestMass(with.data(), with.size(), &most)) << bad << " at " << at;
+    }
+  }
+}
+
+TEST_P(EstimateKernels, KeepClustersAndSumMasses) {
+  std::mt19937 random(12);
+  for (const size_t n : {16, 48, 4096}) {
+    std::vector<float> masses = RandomRow(static_cast<int>(n), random);
+    std::vector<float> tokens = RandomRow(static_cast<int>(n), random);
+    masses[3] = 0.5f;  // the limits themselves are not above
+    tokens[3] = 0.7f;
+    std::vector<uint8_t> kept(n);
+    for (uint8_t& k : kept) k = random() % 4 == 0;
+    std::vector<uint8_t> want = kept;
+    for (size_t c = 0; c < n; ++c) want[c] |= masses[c] > 0.5f || tokens[c] > 0.7f;
+    cpu::KeepClusters(masses.data(), tokens.data(), n, 0.5f, 0.7f, kept.data());
+    EXPECT_EQ(kept, want);
+    double all = 0;
+    double skipped = 0;
+    double size = 0;
+    for (size_t c = 0; c < n; ++c) {
+      all += masses[c];
+      skipped += kept[c] == 0 ? masses[c] : 0;
+      size += std::fabs(masses[c]);
+    }
+    const cpu::MassSums sums = cpu::SumMasses(masses.data(), kept.data(), n);
+    EXPECT_NEAR(sums.all, all, tolerance::Gamma(static_cast<int>(n)) * size);
+    EXPECT_NEAR(sums.skipped, skipped, tolerance::Gamma(static_cast<int>(n)) * size);
+  }
+}
+
 TEST_P(EstimateKernels, UnreadMasses) {
   std::mt19937 random(10);
   for (int heads : {1, 2, 3, 4, 5, 9, 32}) {
