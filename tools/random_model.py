@@ -31,9 +31,9 @@ FILE_TYPES = {
     "f16": LlamaFileType.MOSTLY_F16,
 }
 BLOCK = 32  # elements of a quantised block: rows are made of whole ones
-# Of an embedding's energy, the part that all tokens share. Queries of neighbouring tokens of
-# SmolLM2 have a cosine of 0.6 on average over layers and heads, before RoPE.
-SHARED = 0.6
+# Of an embedding's energy, the part that all tokens share: queries of a head of SmolLM2 for two
+# tokens in a row have a cosine of 0.81 on average.
+SHARED = 0.8
 # Standard deviation of the log of a head's gain.
 GAIN_SPREAD = 0.25
 # Of the output's logits; so that probabilities are neither flat nor certain.

@@ -102,7 +102,7 @@ class RandomModelTest(unittest.TestCase):
         embeddings = w["token_embd"]
         unit = normalised(embeddings)
         alike = (unit @ unit.T / WIDTH)[np.triu_indices(TOKENS, 1)]
-        self.assertAlmostEqual(float(alike.mean()), 0.6, delta=0.15)
+        self.assertAlmostEqual(float(alike.mean()), 0.8, delta=0.1)
         x = embeddings
         for layer in range(24):
             value = normalised(x) @ w[f"blk.{layer}.attn_v"].T
