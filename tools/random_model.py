@@ -32,7 +32,7 @@ FILE_TYPES = {
 }
 BLOCK = 32  # elements of a quantised block: rows are made of whole ones
 # Of an embedding's energy, the part that all tokens share: queries of a head of SmolLM2 for two
-# tokens in a row have a cosine of 0.81 on average.
+# tokens in a row have a cosine of 0.82 on average.
 SHARED = 0.8
 # Standard deviation of the log of a head's gain.
 GAIN_SPREAD = 0.25
