@@ -39,6 +39,7 @@ struct BenchArgs {
   std::vector<std::string> policies = {"stock", "dense", "paper", "tactic"};
   std::string fill = "real";
   SyntheticOptions synthetic;  // its seed is that of random K and V, too
+  bool needed_given = false;
   std::string file;
   int repeats = 5;
   int tokens = 8;
@@ -105,6 +106,10 @@ Status Bench::CheckArguments() {
     TACTIC_RETURN_IF_ERROR(llama::ParsePolicy(name, &policy));
     if (Wants(policy)) continue;
     TACTIC_RETURN_IF_ERROR(ResolveAlgorithm(args_.algorithm, policy, &policies_.emplace_back()));
+  }
+  if (args_.needed_given && !synthetic()) {
+    return Status::InvalidArgument(
+        fmt::format("--fill-needed is given, but --fill is {}, expected synthetic", args_.fill));
   }
   if (synthetic() && depths_.back() < kLeastSyntheticDepth) {
     return Status::InvalidArgument(
@@ -385,11 +390,12 @@ void AddBench(CLI::App* app, Command* command) {
                   "K and V of a real text, synthetic ones that are as sparse, or random ones")
       ->check(CLI::IsMember({"real", "synthetic", "random"}))
       ->capture_default_str();
-  sub->add_option("--fill-needed", args->synthetic.needed,
-                  "of synthetic K and V: tokens with 90 % of the mass, on average over heads")
-      ->check(CLI::Range(4, 1 << 28))
-      ->capture_default_str()
-      ->type_name("N");
+  CLI::Option* needed =
+      sub->add_option("--fill-needed", args->synthetic.needed,
+                      "of synthetic K and V: tokens with 90 % of the mass, on average over heads")
+          ->check(CLI::Range(4, 1 << 28))
+          ->capture_default_str()
+          ->type_name("N");
   sub->add_option("-f,--file", args->file, "the text [the bundled book]")->type_name("FILE");
   sub->add_option("--repeats", args->repeats, "times each policy has its turn")
       ->check(CLI::Range(1, 10000))
@@ -411,7 +417,8 @@ void AddBench(CLI::App* app, Command* command) {
   AddAlgorithmArgs(sub, &args->algorithm);
   AddCacheArgs(sub, &args->cache);
   AddJsonArg(sub, &args->json);
-  sub->callback([args, command] {
+  sub->callback([args, command, needed] {
+    args->needed_given = needed->count() > 0;
     *command = [args] { return RunBench(*args, spdlog::should_log(spdlog::level::info)); };
   });
 }

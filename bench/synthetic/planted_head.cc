@@ -16,7 +16,7 @@ namespace tactic::synthetic {
 namespace {
 
 // Of the variance of logits. SmolLM2 reading 8,000 tokens (bench/README.md): logits of neighbours
-// have a correlation of 0.76, those of two queries of a group 0.81.
+// have a correlation of 0.76, those of two queries of a group 0.80.
 constexpr double kOfTopic = 0.75;
 constexpr double kOfGroup = 0.8;
 // Standard deviation of the log of a query head's logits relative to its group's.
@@ -26,6 +26,8 @@ constexpr double kLeastRecent = 0.05;
 // Logits are that many standard deviations at most; real ones are 4.
 constexpr double kMostSharpness = 60;
 
+// Halves end at 65504: what queries of nearly nothing ask for must stay finite.
+constexpr float kMostElement = 60000;
 constexpr size_t kBins = 1024;
 constexpr size_t kNoise = size_t{1} << 18;
 
@@ -236,8 +238,10 @@ class Planter {
 
   static void Write(const HeadOutput& out, size_t token, const auto& element, size_t dim) {
     auto* row = reinterpret_cast<uint16_t*>(out.data + token * out.stride);
-    for (size_t i = 0; i < dim; ++i)
-      row[i] = out.bf16 ? FloatToBf16(element(i)) : FloatToHalf(element(i));
+    for (size_t i = 0; i < dim; ++i) {
+      const float x = std::clamp(element(i), -kMostElement, kMostElement);
+      row[i] = out.bf16 ? FloatToBf16(x) : FloatToHalf(x);
+    }
   }
 
   const HeadText& text_;
