@@ -16,6 +16,7 @@
 #include "memory.h"
 #include "report.h"
 #include "state_blob.h"
+#include "synthetic_fill.h"
 #include "text.h"
 
 namespace tactic::app {
@@ -26,6 +27,10 @@ using llama::Policy;
 // Steps after a change of policy that only warm the caches up.
 constexpr int kWarmUpSteps = 2;
 
+Status RefusedCache() {
+  return Status::Unsupported("this libllama refuses an injected KV cache; use --fill real");
+}
+
 struct BenchArgs {
   ModelArgs model;
   AlgorithmArgs algorithm;
@@ -33,12 +38,13 @@ struct BenchArgs {
   std::vector<int> depths = {4096, 8192, 16384, 32768};
   std::vector<std::string> policies = {"stock", "dense", "paper", "tactic"};
   std::string fill = "real";
+  SyntheticOptions synthetic;  // its seed is that of random K and V, too
+  bool needed_given = false;
   std::string file;
   int repeats = 5;
   int tokens = 8;
   int mass_tokens = 16;
   bool stages = false;
-  uint64_t seed = 1;
   std::string json;
 };
 
@@ -47,7 +53,7 @@ class Bench {
   Bench(const BenchArgs& args, bool show_progress) : args_(args), show_progress_(show_progress) {}
 
   // Checks the arguments, loads the model, opens the contexts and fills their caches to the largest
-  // depth.
+  // depth (synthetic ones are filled for each depth).
   Status Prepare();
   // Measures one depth; each must be smaller than the one before.
   Status Measure(int depth, DepthResult* result);
@@ -58,6 +64,10 @@ class Bench {
   bool random() const { return args_.fill == "random"; }
 
  private:
+  bool real() const { return args_.fill == "real"; }
+  bool synthetic() const { return args_.fill == "synthetic"; }
+  // Steps that are decoded at a depth.
+  int MostSteps() const { return kWarmUpSteps + std::max(args_.tokens, args_.mass_tokens); }
   bool Wants(Policy policy) const {
     return std::any_of(policies_.begin(), policies_.end(),
                        [&](const llama::HookOptions& options) { return options.policy == policy; });
@@ -67,6 +77,7 @@ class Bench {
   Status OpenSessions(int needed);
   Status FillReal();
   Status FillRandom();
+  Status FillSyntheticDepth(int depth, DepthResult* result);
   // The same cache for the context without flash attention.
   Status CopyToFlashOff();
   Status RollBack(int depth);
@@ -81,9 +92,10 @@ class Bench {
   std::vector<int> depths_;
   std::vector<llama::HookOptions> policies_;
   std::unique_ptr<Model> model_;
-  std::unique_ptr<Session> session_;    // with the hook
-  std::unique_ptr<Session> flash_off_;  // stock without flash attention; may be null
-  std::vector<llama_token> tokens_;     // the text; what follows a depth is what is decoded there
+  std::unique_ptr<llama::Capture> capture_;  // of session_, which it must outlive; may be null
+  std::unique_ptr<Session> session_;         // with the hook
+  std::unique_ptr<Session> flash_off_;       // stock without flash attention; may be null
+  std::vector<llama_token> tokens_;  // the text; what follows a depth is what is decoded there
 };
 
 Status Bench::CheckArguments() {
@@ -95,13 +107,22 @@ Status Bench::CheckArguments() {
     if (Wants(policy)) continue;
     TACTIC_RETURN_IF_ERROR(ResolveAlgorithm(args_.algorithm, policy, &policies_.emplace_back()));
   }
+  if (args_.needed_given && !synthetic()) {
+    return Status::InvalidArgument(
+        fmt::format("--fill-needed is given, but --fill is {}, expected synthetic", args_.fill));
+  }
+  if (synthetic() && depths_.back() < kLeastSyntheticDepth) {
+    return Status::InvalidArgument(
+        fmt::format("--depths has {}, expected at least {} for --fill synthetic", depths_.back(),
+                    kLeastSyntheticDepth));
+  }
   return CheckModelArgs(args_.model);
 }
 
 Status Bench::Prepare() {
   TACTIC_RETURN_IF_ERROR(CheckArguments());
   std::string text;
-  if (!random()) {
+  if (real()) {
     const std::string file = args_.file.empty() ? FindProjectFile(kDefaultBook) : args_.file;
     TACTIC_RETURN_IF_ERROR(ReadText(file, "--file", &text));
   }
@@ -111,8 +132,8 @@ Status Bench::Prepare() {
         "model '{}' is recurrent, expected one with a plain KV cache, which can be rolled back",
         model_->path()));
   }
-  const int needed = depths_.front() + kWarmUpSteps + std::max(args_.tokens, args_.mass_tokens);
-  if (!random()) {
+  const int needed = depths_.front() + MostSteps();
+  if (real()) {
     TACTIC_RETURN_IF_ERROR(model_->Tokenize(text, true, false, &tokens_));
     if (static_cast<int>(tokens_.size()) < needed) {
       return Status::OutOfRange(fmt::format(
@@ -120,12 +141,12 @@ Status Bench::Prepare() {
     }
   }
   TACTIC_RETURN_IF_ERROR(OpenSessions(needed));
-  if (!random()) return FillReal();
+  if (real()) return FillReal();
   // Any tokens will do; the prime spreads them over the vocabulary.
   for (int64_t i = 0; i < needed; ++i) {
     tokens_.push_back(static_cast<llama_token>(i * 7919 % model_->facts().vocabulary));
   }
-  return FillRandom();
+  return random() ? FillRandom() : Status::Ok();
 }
 
 Status Bench::OpenSessions(int needed) {
@@ -136,7 +157,7 @@ Status Bench::OpenSessions(int needed) {
 
   const bool flash_off = Wants(Policy::kStock) && options.CanDoWithoutFlash();
   // Two caches, and one more as the copy on its way from the first to the second.
-  const int copies = flash_off ? 3 : 1;
+  const int copies = flash_off ? 3 : synthetic() ? 2 : 1;
   const int64_t bytes = copies * int64_t{options.context} *
                         model_->facts().KvBytesPerToken(options.type_k, options.type_v);
   TACTIC_RETURN_IF_ERROR(CheckMemory(
@@ -148,7 +169,10 @@ Status Bench::OpenSessions(int needed) {
   for (const llama::HookOptions& policy : policies_) {
     if (policy.policy != Policy::kStock) hook = policy;
   }
+  if (synthetic()) TACTIC_RETURN_IF_ERROR(llama::Capture::Create({}, &capture_));
+  options.capture = capture_.get();
   TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options, &hook, &session_));
+  options.capture = nullptr;
   if (!flash_off) return Status::Ok();
   options.flash_attention = false;
   return Session::Open(*model_, options, nullptr, &flash_off_);
@@ -176,9 +200,10 @@ Status Bench::CopyToFlashOff() {
   const Status transposed = TransposeValues(&blob);
   if (transposed.ok() &&
       llama_state_set_data(flash_off_->get(), blob.data(), blob.size()) == blob.size()) {
-    flash_off_->SetDepth(depths_.front());
+    flash_off_->SetDepth(session_->depth());
     return Status::Ok();
   }
+  if (synthetic()) return transposed.ok() ? RefusedCache() : transposed;
   spdlog::warn(
       "the cache cannot be copied to a context without flash attention; the text is read again");
   flash_off_->Clear();
@@ -194,14 +219,23 @@ Status Bench::FillRandom() {
     llama_state_get_data(session->get(), sample.data(), sample.size());
     session->Clear();
     std::vector<uint8_t> blob;
-    TACTIC_RETURN_IF_ERROR(
-        RandomStateBlob(sample, static_cast<uint32_t>(depths_.front()), args_.seed, &blob));
+    TACTIC_RETURN_IF_ERROR(RandomStateBlob(sample, static_cast<uint32_t>(depths_.front()),
+                                           args_.synthetic.seed, &blob));
     if (llama_state_set_data(session->get(), blob.data(), blob.size()) != blob.size()) {
-      return Status::Unsupported("this libllama refuses an injected KV cache; use --fill real");
+      return RefusedCache();
     }
     session->SetDepth(depths_.front());
   }
   return Status::Ok();
+}
+
+Status Bench::FillSyntheticDepth(int depth, DepthResult* result) {
+  const std::span<const llama_token> next(tokens_.data() + depth, static_cast<size_t>(MostSteps()));
+  TACTIC_RETURN_IF_ERROR(
+      FillSynthetic(args_.synthetic, depth, next, session_.get(), &result->synthetic.emplace()));
+  if (!flash_off_) return Status::Ok();
+  flash_off_->Clear();
+  return CopyToFlashOff();
 }
 
 Status Bench::RollBack(int depth) {
@@ -265,7 +299,7 @@ Status Bench::MeasureStages(int depth, const llama::HookOptions& policy, DepthRe
 }
 
 Status Bench::Measure(int depth, DepthResult* result) {
-  TACTIC_RETURN_IF_ERROR(RollBack(depth));
+  TACTIC_RETURN_IF_ERROR(synthetic() ? FillSyntheticDepth(depth, result) : RollBack(depth));
   result->depth = depth;
   const SessionOptions& options = session_->options();
   // Sliding windows read less, by an amount that only llama.cpp knows.
@@ -307,7 +341,7 @@ nlohmann::json Bench::CommonFields() const {
   nlohmann::json json = SessionFields(*session_);
   json.update({
       {"fill", args_.fill},
-      {"file", random()             ? ""
+      {"file", !real()              ? ""
                : args_.file.empty() ? kDefaultBook
                                     : args_.file},
       {"target", target()},
@@ -353,9 +387,16 @@ void AddBench(CLI::App* app, Command* command) {
   sub->add_option("--policies", args->policies, "of stock, dense, paper and tactic")
       ->delimiter(',')
       ->capture_default_str();
-  sub->add_option("--fill", args->fill, "K and V of a real text, or random ones (for times only)")
-      ->check(CLI::IsMember({"real", "random"}))
+  sub->add_option("--fill", args->fill,
+                  "K and V of a real text, synthetic ones that are as sparse, or random ones")
+      ->check(CLI::IsMember({"real", "synthetic", "random"}))
       ->capture_default_str();
+  CLI::Option* needed =
+      sub->add_option("--fill-needed", args->synthetic.needed,
+                      "of synthetic K and V: tokens with 90 % of the mass, on average over heads")
+          ->check(CLI::Range(4, 1 << 28))
+          ->capture_default_str()
+          ->type_name("N");
   sub->add_option("-f,--file", args->file, "the text [the bundled book]")->type_name("FILE");
   sub->add_option("--repeats", args->repeats, "times each policy has its turn")
       ->check(CLI::Range(1, 10000))
@@ -371,13 +412,14 @@ void AddBench(CLI::App* app, Command* command) {
       ->type_name("N");
   sub->add_flag("--stages", args->stages,
                 "also time every stage of every layer, with the bytes it reads");
-  sub->add_option("--seed", args->seed, "seed of random K and V")
+  sub->add_option("--seed", args->synthetic.seed, "seed of random and synthetic K and V")
       ->capture_default_str()
       ->type_name("N");
   AddAlgorithmArgs(sub, &args->algorithm);
   AddCacheArgs(sub, &args->cache);
   AddJsonArg(sub, &args->json);
-  sub->callback([args, command] {
+  sub->callback([args, command, needed] {
+    args->needed_given = needed->count() > 0;
     *command = [args] { return RunBench(*args, spdlog::should_log(spdlog::level::info)); };
   });
 }

@@ -58,6 +58,15 @@ void PrintBenchTable(const std::vector<DepthResult>& results, double target, boo
         "K and V are random: attention is flat there, so only the times of stock and dense mean "
         "anything; mass is not measured.\n");
   }
+  for (const DepthResult& result : results) {
+    if (!result.synthetic) continue;
+    const SyntheticFacts& facts = *result.synthetic;
+    fmt::print(
+        out,
+        "K and V at {} are synthetic: 90 % of the mass are in {:.0f} tokens ({:.0f} were asked "
+        "for), {:.2f} of it on the first token, {:.2f} on the newest 64\n",
+        result.depth, facts.needed, facts.asked, facts.first, facts.recent);
+  }
   Table table({"depth", "policy", "ms/token", "p10-p90", "vs stock", "vs dense", "rows", "bytes",
                "mass", fmt::format("reached {}", target), "GB/s"});
   for (const DepthResult& result : results) {
@@ -118,6 +127,7 @@ nlohmann::json BenchRecords(const std::vector<DepthResult>& results, const nlohm
       for (const StepStages& stages : result.stages) {
         if (stages.policy == cost.policy()) record["stages"] = StagesJson(stages);
       }
+      if (result.synthetic) record["synthetic"] = ToJson(*result.synthetic);
       if (common.at("fill") == "random") {
         for (const char* field : {"mass_reached_mean", "target_reached_share", "mass_union_mean",
                                   "target_reached_share_union"}) {

@@ -9,6 +9,7 @@
 
 #include "bench_stages.h"
 #include "measure.h"
+#include "synthetic_fill.h"
 
 namespace tactic::app {
 
@@ -18,7 +19,8 @@ struct DepthResult {
   int64_t kv_bytes = 0;           // of K and V of all layers at that depth; 0: unknown
   std::vector<Cost> costs;        // one per policy; stock's times are those with flash attention on
   std::vector<double> fa_off_ms;  // stock with flash attention off; empty when not measured
-  std::vector<StepStages> stages;  // of policies but stock; empty when not asked for
+  std::vector<StepStages> stages;           // of policies but stock; empty when not asked for
+  std::optional<SyntheticFacts> synthetic;  // what --fill synthetic came to
 
   // Stock is whatever llama.cpp does faster: flash attention on or off.
   Quantiles Time(const Cost& cost) const;

@@ -22,6 +22,12 @@ int RoundUpContext(int64_t tokens) {
   return static_cast<int>((tokens + kContextUnit - 1) / kContextUnit * kContextUnit);
 }
 
+bool CallbackPair::Call(ggml_tensor* node, bool ask, void* pair) {
+  const auto* self = static_cast<const CallbackPair*>(pair);
+  if (ask) self->first.function(node, ask, self->first.data);
+  return self->second.function(node, ask, self->second.data);
+}
+
 Status Session::Open(const Model& model, const SessionOptions& options,
                      const llama::HookOptions* hook_options, std::unique_ptr<Session>* result) {
   const int64_t bytes =
@@ -45,11 +51,7 @@ Status Session::Open(const Model& model, const SessionOptions& options,
   params.offload_kqv = params.op_offload = false;  // attention reads the cache in host memory
   params.no_perf = true;
   params.abort_callback = AbortOnInterrupt;
-  if (hook_options != nullptr) {
-    TACTIC_RETURN_IF_ERROR(llama::Hook::Create(*hook_options, &session->hook_));
-    TACTIC_RETURN_IF_ERROR(session->hook_->Install(&params));
-  }
-  if (options.capture != nullptr) TACTIC_RETURN_IF_ERROR(options.capture->Install(&params));
+  TACTIC_RETURN_IF_ERROR(session->InstallCallbacks(hook_options, &params));
   ForgetLlamaErrors();
   session->context_.reset(llama_init_from_model(model.get(), params));
   if (!session->context_) {
@@ -68,6 +70,23 @@ Status Session::Open(const Model& model, const SessionOptions& options,
   }
   TACTIC_RETURN_IF_ERROR(session->CheckTakeover());
   *result = std::move(session);
+  return Status::Ok();
+}
+
+Status Session::InstallCallbacks(const llama::HookOptions* hook_options,
+                                 llama_context_params* params) {
+  if (hook_options != nullptr) {
+    TACTIC_RETURN_IF_ERROR(llama::Hook::Create(*hook_options, &hook_));
+    TACTIC_RETURN_IF_ERROR(hook_->Install(params));
+  }
+  if (options_.capture == nullptr) return Status::Ok();
+  callbacks_.first = {params->cb_eval, params->cb_eval_user_data};
+  params->cb_eval = nullptr;
+  TACTIC_RETURN_IF_ERROR(options_.capture->Install(params));
+  if (hook_options == nullptr) return Status::Ok();
+  callbacks_.second = {params->cb_eval, params->cb_eval_user_data};
+  params->cb_eval = CallbackPair::Call;
+  params->cb_eval_user_data = &callbacks_;
   return Status::Ok();
 }
 

@@ -30,11 +30,23 @@ struct SessionOptions {
   // Keep the whole sequence in sliding-window layers too, so that RollBack may go back any
   // distance.
   bool keep_window = false;
-  // Observes the context of a session without a hook; null: none. Must outlive the session.
+  // Observes the context, in steps of policy `stock` where there is a hook; null: none. Must
+  // outlive the session.
   llama::Capture* capture = nullptr;
 
   // Transposed, quantised blocks of V cannot be stored.
   bool CanDoWithoutFlash() const { return ggml_blck_size(type_v) == 1; }
+};
+
+// Two evaluation callbacks as one. The second may stop after a node, the first must not.
+struct CallbackPair {
+  struct Callback {
+    ggml_backend_sched_eval_callback function = nullptr;
+    void* data = nullptr;
+  };
+  Callback first, second;
+
+  static bool Call(ggml_tensor* node, bool ask, void* pair);
 };
 
 // Tokens that a context for at least `tokens` tokens really has.
@@ -78,13 +90,17 @@ class Session {
 
  private:
   Session() = default;
+  // Lets the hook and the capture have llama.cpp's one callback.
+  Status InstallCallbacks(const llama::HookOptions* hook_options, llama_context_params* params);
   Status Decode(std::span<const llama_token> tokens);
   // Finds out whether the hook can serve its policy, with one token that is removed again.
   Status CheckTakeover();
 
   const Model* model_ = nullptr;
   SessionOptions options_;
-  std::unique_ptr<llama::Hook> hook_;  // before context_: must outlive it
+  // Before context_: must outlive it.
+  std::unique_ptr<llama::Hook> hook_;
+  CallbackPair callbacks_;
   llama_context_ptr context_;
   int depth_ = 0;
 };

@@ -127,10 +127,8 @@ class RandomRows {
     ggml_quantize_chunk(type, values.data(), rows_.data(), 0, kRows, width, nullptr);
   }
 
-  void AppendTo(std::mt19937_64* random, std::vector<uint8_t>* out) const {
-    const auto row =
-        rows_.begin() + static_cast<std::ptrdiff_t>(((*random)() % kRows) * row_bytes_);
-    out->insert(out->end(), row, row + static_cast<std::ptrdiff_t>(row_bytes_));
+  void CopyTo(std::mt19937_64* random, uint8_t* row) const {
+    std::memcpy(row, rows_.data() + ((*random)() % kRows) * row_bytes_, row_bytes_);
   }
 
  private:
@@ -212,11 +210,10 @@ Status KeepFirstCells(const std::vector<uint8_t>& blob, uint32_t cells,
   return Status::Ok();
 }
 
-Status RandomStateBlob(const std::vector<uint8_t>& sample, uint32_t cells, uint64_t seed,
-                       std::vector<uint8_t>* blob) {
+Status EmptyStateBlob(const std::vector<uint8_t>& sample, uint32_t cells,
+                      std::vector<uint8_t>* blob) {
   std::vector<BlobCache> caches;
   TACTIC_RETURN_IF_ERROR(ParseStateBlob(sample, &caches));
-  std::mt19937_64 random(seed);
   size_t bytes = sample.size();
   for (const BlobCache& cache : caches) {
     bytes += kCellBytes * cells;
@@ -238,8 +235,25 @@ Status RandomStateBlob(const std::vector<uint8_t>& sample, uint32_t cells, uint6
     for (const auto* tensors : {&cache.keys, &cache.values}) {
       for (const BlobTensor& tensor : *tensors) {
         CopyBytes(sample, tensor.header, tensor.data, blob);
+        blob->resize(blob->size() + tensor.row_bytes * cells);
+      }
+    }
+  }
+  return Status::Ok();
+}
+
+Status RandomStateBlob(const std::vector<uint8_t>& sample, uint32_t cells, uint64_t seed,
+                       std::vector<uint8_t>* blob) {
+  TACTIC_RETURN_IF_ERROR(EmptyStateBlob(sample, cells, blob));
+  std::vector<BlobCache> caches;
+  TACTIC_RETURN_IF_ERROR(ParseStateBlob(*blob, &caches));
+  std::mt19937_64 random(seed);
+  for (const BlobCache& cache : caches) {
+    for (const auto* tensors : {&cache.keys, &cache.values}) {
+      for (const BlobTensor& tensor : *tensors) {
         const RandomRows rows(tensor.type, tensor.row_bytes, &random);
-        for (uint32_t i = 0; i < cells; ++i) rows.AppendTo(&random, blob);
+        uint8_t* row = blob->data() + tensor.data;
+        for (uint32_t i = 0; i < cells; ++i, row += tensor.row_bytes) rows.CopyTo(&random, row);
       }
     }
   }

@@ -54,8 +54,13 @@ Status TransposeValues(std::vector<uint8_t>* blob);
 // few.
 Status KeepFirstCells(const std::vector<uint8_t>& blob, uint32_t cells, std::vector<uint8_t>* kept);
 
-// A blob like `sample` (the state of a context that holds a single token) with `cells` cells of
-// random K and V: independent, normal-like, of unit variance. Deterministic for a seed.
+// A blob like `sample` (the state of a context that holds a single token) with `cells` cells, which
+// are those of positions 0, 1, 2 ... and whose K and V are zero bytes.
+Status EmptyStateBlob(const std::vector<uint8_t>& sample, uint32_t cells,
+                      std::vector<uint8_t>* blob);
+
+// The same with random K and V: independent, normal-like, of unit variance. Deterministic for a
+// seed.
 Status RandomStateBlob(const std::vector<uint8_t>& sample, uint32_t cells, uint64_t seed,
                        std::vector<uint8_t>* blob);
 

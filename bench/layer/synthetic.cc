@@ -8,18 +8,19 @@
 #include <span>
 #include <thread>
 
+#include "bench/synthetic/text.h"
 #include "src/cpu/kernels.h"
 #include "src/half.h"
 
 namespace tactic::bench {
 namespace {
 
-constexpr double kTarget = 0.9;  // of MassFacts::needed
-constexpr int64_t kRecent = 64;
-constexpr int kHeavy = 4;                              // single tokens per KV head
-constexpr int kPassageLeast = 32, kPassageMost = 256;  // tokens
-constexpr double kNewTopic = 0.5;                      // chance; else an old one comes back
-constexpr int kTopics = 6;                             // that a query looks for
+using synthetic::kRecent;
+using synthetic::Nearness;
+using synthetic::Shares;
+using synthetic::Solve;
+
+constexpr int kTopics = 6;      // that a query looks for
 constexpr double kSpread = 1;   // standard deviation of the log of the tokens that queries need
 constexpr double kNoise = 0.6;  // of keys, relative to a topic's direction
 
@@ -46,16 +47,6 @@ Vector Direction(size_t dim, std::mt19937_64& random, std::span<const Vector> to
 // Directions of what is no topic.
 enum Special { kSink, kNew, kSingle, kSpecials };
 
-// The smallest x >= 0 for which f, which grows, is at least `goal`.
-double Solve(const std::function<double(double)>& f, double goal, double most) {
-  double low = 0, high = most;
-  for (int i = 0; i < 50; ++i) {
-    const double middle = (low + high) / 2;
-    (f(middle) < goal ? low : high) = middle;
-  }
-  return high;
-}
-
 // The fewest of `sorted` (descending) that have `share` of the sum of exp(sharpness * x).
 double Fewest(const std::vector<float>& sorted, double sharpness, double share) {
   double all = 0;
@@ -65,17 +56,6 @@ double Fewest(const std::vector<float>& sorted, double sharpness, double share) 
   while (n < sorted.size() && sum < share * all)
     sum += std::exp(sharpness * (sorted[n++] - sorted[0]));
   return static_cast<double>(n);
-}
-
-// Of the mass of one query head: what is not the topics'.
-struct Shares {
-  double sink, recent, single;
-  double Topics() const { return 1 - sink - recent - single; }
-};
-
-Shares RandomShares(std::mt19937_64& random) {
-  std::uniform_real_distribution<double> uniform;
-  return {0.4 * uniform(random), 0.4 * uniform(random), 0.08 * uniform(random)};
 }
 
 }  // namespace
@@ -95,24 +75,17 @@ class SyntheticHead {
   }
 
   void FillRows() {
-    std::uniform_real_distribution<double> uniform;
-    std::uniform_int_distribution<int> length(kPassageLeast, kPassageMost);
-    int64_t begin = 0;
-    while (begin < layer_.tokens_) {
-      const bool is_new = topics_.empty() || uniform(random_) < kNewTopic;
-      if (is_new) {
-        topics_.push_back(Direction(dim_, random_, specials_));
-        means_.push_back(Direction(static_cast<size_t>(layer_.shape_.value_dim), random_, {}));
-      }
-      const size_t topic = is_new ? topics_.size() - 1 : random_() % topics_.size();
-      const int64_t end = std::min(layer_.tokens_, begin + length(random_));
-      for (; begin < end; ++begin) FillRow(begin, topic);
+    const synthetic::Passages passages(layer_.tokens_, random_);
+    for (size_t topic = 0; topic < passages.topics; ++topic) {
+      topics_.push_back(Direction(dim_, random_, specials_));
+      means_.push_back(Direction(static_cast<size_t>(layer_.shape_.value_dim), random_, {}));
     }
-    singles_.resize(kHeavy);
-    for (int64_t& t : singles_) {
-      t = 4 + static_cast<int64_t>(random_() % static_cast<uint64_t>(layer_.tokens_ - 4 - kRecent));
-      Add(t, kSingle, 1);
+    for (const synthetic::Passage& passage : passages.all) {
+      for (int64_t token = passage.begin; token < passage.end; ++token)
+        FillRow(token, passage.topic);
     }
+    singles_ = synthetic::HeavyTokens(layer_.tokens_, random_);
+    for (const int64_t token : singles_) Add(token, kSingle, 1);
     Add(0, kSink, 1);
     for (int64_t age = 0; age < kRecent; ++age) Add(layer_.tokens_ - 1 - age, kNew, Nearness(age));
   }
@@ -132,7 +105,7 @@ class SyntheticHead {
           for (size_t i = 0; i < dim_; ++i) sum[i] += weight * topics_[topic][i];
         }
         for (size_t i = 0; i < dim_; ++i) q[i] = static_cast<float>(sum[i] / layer_.scale());
-        shares_.push_back(RandomShares(random_));
+        shares_.push_back(synthetic::RandomShares(random_));
       }
     }
   }
@@ -158,9 +131,8 @@ class SyntheticHead {
     const auto fewer = [&](double sharpness) {
       double sum = 0;
       for (int g = 0; g < layer_.shape_.group(); ++g) {
-        const double topics = SharesOf(query, g).Topics();
         sum += Fewest(sorted[static_cast<size_t>(g)], sharpness,
-                      std::max(0.0, 1 - (1 - kTarget) / topics));
+                      synthetic::ShareOfTopics(SharesOf(query, g), synthetic::kNeededMass));
       }
       return -sum / layer_.shape_.group();
     };
@@ -211,8 +183,6 @@ class SyntheticHead {
   }
 
  private:
-  static double Nearness(int64_t age) { return 1 - static_cast<double>(age) / kRecent; }
-
   const Shares& SharesOf(int query, int g) const {
     return shares_[static_cast<size_t>(query * layer_.shape_.group() + g)];
   }
@@ -295,7 +265,7 @@ RowsView SyntheticLayer::View(const HugeHalves& rows, int dim) const {
           bytes * static_cast<size_t>(shape_.kv_heads), bytes};
 }
 
-MassFacts FactsOf(const SyntheticLayer& layer, int query, int q_head) {
+synthetic::MassFacts FactsOf(const SyntheticLayer& layer, int query, int q_head) {
   const LayerShape& shape = layer.shape();
   const auto n = static_cast<size_t>(layer.tokens());
   const float* q = layer.Query(query) + int64_t{q_head} * shape.head_dim;
@@ -308,28 +278,7 @@ MassFacts FactsOf(const SyntheticLayer& layer, int query, int q_head) {
     for (int i = 0; i < shape.head_dim; ++i) dot += double{q[i]} * HalfToFloat(key[i]);
     x[t] = dot * layer.scale();
   }
-  const double most = *std::max_element(x.begin(), x.end());
-  std::vector<double> mass(n);
-  double all = 0;
-  for (size_t t = 0; t < n; ++t) all += mass[t] = std::exp(x[t] - most);
-  for (double& m : mass) m /= all;
-
-  MassFacts facts;
-  facts.first = mass[0];
-  facts.recent = std::accumulate(mass.end() - kRecent, mass.end(), 0.0);
-  facts.largest = *std::max_element(mass.begin() + 4, mass.end() - kRecent);
-  std::sort(mass.begin(), mass.end(), std::greater<>());
-  for (double sum = 0; sum < kTarget; sum += mass[static_cast<size_t>(facts.needed++)]) {
-  }
-  const auto begin = x.begin() + 16, end = x.end() - kRecent;
-  const double mean = std::accumulate(begin, end, 0.0) / static_cast<double>(end - begin);
-  double squares = 0, products = 0;
-  for (auto i = begin; i + 1 < end; ++i) {
-    squares += (*i - mean) * (*i - mean);
-    products += (*i - mean) * (i[1] - mean);
-  }
-  facts.alike = products / squares;
-  return facts;
+  return synthetic::FactsOf(x);
 }
 
 }  // namespace tactic::bench

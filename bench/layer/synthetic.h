@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bench/huge_halves.h"
+#include "bench/synthetic/mass_facts.h"
 #include "tactic/rows_view.h"
 #include "tactic/shape.h"
 
@@ -49,15 +50,8 @@ class SyntheticLayer {
   std::vector<float> q_;
 };
 
-// What the masses of one query are like, in double precision.
-struct MassFacts {
-  int64_t needed = 0;  // the fewest tokens with 90 % of the mass
-  double first = 0;    // mass of the first token
-  double recent = 0;   // mass of the newest 64
-  double largest = 0;  // mass of the largest of the others
-  double alike = 0;    // correlation of the logits of neighbours
-};
-MassFacts FactsOf(const SyntheticLayer& layer, int query, int q_head);
+// In double precision.
+synthetic::MassFacts FactsOf(const SyntheticLayer& layer, int query, int q_head);
 
 }  // namespace tactic::bench
 

@@ -142,6 +142,18 @@ TEST(BadInput, UnknownKvType) {
   ExpectError({"run", "-p", "x", "--kv-type-v", "q3"}, kExitUsage, {"--kv-type-v", "q3", "q8_0"});
 }
 
+TEST(BadInput, SyntheticFill) {
+  ExpectError({"bench", "--fill", "synthetic", "--depths", "256,4096"}, kExitUsage,
+              {"--depths has 256", "at least 512"});
+  ExpectError({"bench", "--fill", "synthetic", "--fill-needed", "0"}, kExitUsage,
+              {"--fill-needed"});
+  ExpectError({"bench", "--fill", "random", "--fill-needed", "900"}, kExitUsage,
+              {"--fill-needed", "--fill is random"});
+  TACTIC_REQUIRE_MODEL();
+  ExpectError({"bench", "--fill", "synthetic", "--depths", "512", "--kv-type", "q8_0"}, kExitUsage,
+              {"--kv-type is q8_0", "f16 or bf16"});
+}
+
 TEST(BadInput, Depths) {
   ExpectError({"bench", "--depths", "4k"}, kExitUsage, {"--depths"});
   ExpectError({"bench", "--depths", "0"}, kExitUsage, {"--depths"});

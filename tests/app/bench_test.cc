@@ -200,6 +200,39 @@ TEST(Bench, RandomFillReadsNothingAndMeasuresNoMass) {
   EXPECT_TRUE(folder.Files().empty());
 }
 
+TEST(Bench, SyntheticFillIsAsSparseAsAskedAtEveryDepth) {
+  TACTIC_REQUIRE_MODEL();
+  const TemporaryFolder folder;
+  std::vector<std::string> arguments = TinyBench(folder.path(), "1024,2048");
+  arguments.insert(arguments.end(), {"--fill", "synthetic", "--fill-needed", "150", "--policies",
+                                     "paper,tactic", "--threads", "1"});
+  const Outcome outcome = RunTactic(arguments);
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const json records = json::parse(outcome.out);
+  ASSERT_EQ(records.size(), 4U);
+  for (const json& record : records) {
+    SCOPED_TRACE(record["policy"].get<std::string>() + " at " + record["depth"].dump());
+    EXPECT_EQ(record["fill"], "synthetic");
+    const json& facts = record["synthetic"];
+    const double asked = record["depth"] == 1024 ? 102.4 : 150;
+    EXPECT_NEAR(facts["needed_asked"], asked, 1e-9);
+    EXPECT_NEAR(facts["needed_mean"], asked, asked / 4);
+    EXPECT_NEAR(facts["sink_mass_mean"], 0.2, 0.1);
+    EXPECT_NEAR(facts["recent_mass_mean"], 0.2, 0.1);
+    // 0.75 by design; a text this short has few topics that could differ.
+    EXPECT_GT(facts["neighbour_correlation"], 0.4);
+    EXPECT_LT(facts["neighbour_correlation"], 0.9);
+    // What a policy reaches is its own affair, but it is measured, and near what was asked for.
+    const bool tactic = record["policy"] == "tactic";
+    EXPECT_GT(record["mass_reached_mean"], tactic ? 0.9 : 0.8);
+    EXPECT_LE(record["mass_reached_mean"], 1.0001);
+    EXPECT_GT(record["target_reached_share"], tactic ? 0.95 : 0.5);
+  }
+  EXPECT_NE(outcome.err.find("synthetic: 90 % of the mass are in"), std::string::npos);
+  EXPECT_NE(outcome.err.find("taken as 102 at depth 1024"), std::string::npos) << outcome.err;
+  EXPECT_TRUE(folder.Files().empty());
+}
+
 TEST(Bench, QuantisedValuesHaveNoStockWithoutFlashAttention) {
   TACTIC_REQUIRE_MODEL();
   const TemporaryFolder folder;
