@@ -12,6 +12,7 @@
 #include "arguments.h"
 #include "bench_report.h"
 #include "defaults.h"
+#include "dense_below.h"
 #include "interrupt.h"
 #include "memory.h"
 #include "report.h"
@@ -149,6 +150,10 @@ Status Bench::OpenSessions(int needed) {
     if (policy.policy != Policy::kStock) hook = policy;
   }
   TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options, &hook, &session_));
+  for (llama::HookOptions& policy : policies_) {
+    if (!args_.algorithm.dense_below_given)
+      ChooseDenseBelow(*session_, CacheFolder(args_.cache), &policy);
+  }
   if (!flash_off) return Status::Ok();
   options.flash_attention = false;
   return Session::Open(*model_, options, nullptr, &flash_off_);
