@@ -3,7 +3,7 @@
 # target; when there is nothing to do it says nothing and takes a fraction of a second.
 #
 #   scripts/setup.sh         what building, testing and the demo need
-#   scripts/setup.sh --tools also what the programs in tools/ import
+#   scripts/setup.sh --tools also what the Python programs in tools/ and bench/ import
 #   scripts/setup.sh --dev   also the tools of `make check`
 #
 # It installs missing system packages (as root, or with a sudo that asks no password; otherwise it

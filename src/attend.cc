@@ -70,17 +70,20 @@ double FullLse(Step& step, const RequestPlan& r, int q_head) {
   return max + std::log(sum);
 }
 
-void CombineHead(Step& step, int request, int q_head) {
+// Elements of the output in `slice`; with the first slice, also what is reported of the head.
+void CombineSlice(Step& step, int request, int q_head, int slice) {
   const RequestPlan& r = step.requests[request];
   const int kv_head = q_head / step.group();
   const int dim = step.shape.value_dim;
+  const Share share(dim, slice, step.CombineSlices());
+  const auto begin = static_cast<int>(share.begin), end = static_cast<int>(share.end);
   float total[LayerShape::kMaxDim + 2];
   ClearState(total, dim);
-  const auto merge = [&](int first, int end) {
-    for (int slot = first; slot < end; ++slot) {
+  const auto merge = [&](int first_slot, int end_slot) {
+    for (int slot = first_slot; slot < end_slot; ++slot) {
       if (!step.Used(request, kv_head, slot)) continue;
       MergeState(step.States(request, kv_head, slot) + (q_head % step.group()) * step.StateStride(),
-                 dim, total);
+                 dim, begin, end, total);
     }
   };
   merge(0, 2 * step.chunks);
@@ -89,7 +92,8 @@ void CombineHead(Step& step, int request, int q_head) {
   // No visible row, no output: zero, as an engine gives for a row that is masked throughout.
   const float norm = StateEmpty(total, dim) ? 0.0f : 1.0f / StateSum(total, dim);
   float* out = r.request.out + q_head * r.request.out_stride;
-  for (int i = 0; i < dim; ++i) out[i] = total[i] * norm;
+  for (int i = begin; i < end; ++i) out[i] = total[i] * norm;
+  if (slice > 0) return;
 
   HeadReport& report = step.reports[step.Query(request, q_head)];
   report.union_rows = std::ssize(r.forced) + SelectedRows(step, request, kv_head);
@@ -135,7 +139,9 @@ void AttendForcedShare(Step& step, int chunk) {
   for (int request = 0; request < step.num_requests(); ++request) {
     total += std::ssize(step.requests[request].forced);
   }
-  const Share share(total, chunk, step.chunks);
+  const int chunks = ForcedChunks(step, total);
+  if (chunk >= chunks) return;
+  const Share share(total, chunk, chunks);
   int64_t row = 0;
   for (int request = 0; request < step.num_requests(); ++request) {
     const std::span<const uint32_t> forced = step.requests[request].forced;
@@ -237,11 +243,13 @@ void AttendSelectedScored(Step& step) {
 }
 
 void CombineStage(Step& step, int thread) {
-  const Share share(static_cast<int64_t>(step.num_requests()) * step.shape.q_heads, thread,
-                    step.threads);
+  const int slices = step.CombineSlices();
+  const int64_t heads = int64_t{step.num_requests()} * step.shape.q_heads;
+  const Share share(heads * slices, thread, step.threads);
   for (int64_t unit = share.begin; unit < share.end; ++unit) {
-    CombineHead(step, static_cast<int>(unit / step.shape.q_heads),
-                static_cast<int>(unit % step.shape.q_heads));
+    const int64_t head = unit / slices;
+    CombineSlice(step, static_cast<int>(head / step.shape.q_heads),
+                 static_cast<int>(head % step.shape.q_heads), static_cast<int>(unit % slices));
   }
 }
 

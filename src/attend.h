@@ -24,6 +24,13 @@ inline size_t CellBlock(size_t bytes) {
 // Cells that a part's segments gave to the selection of a KV head, once stage select is done.
 std::span<const uint32_t> PartRows(Step& step, int request, int kv_head, int part);
 
+// Of a step's chunks those that have forced rows: a state for a row or two costs more to merge than
+// it saves.
+inline int ForcedChunks(const Step& step, int64_t rows) {
+  constexpr int64_t kFewest = 8;
+  return static_cast<int>(std::min<int64_t>(step.chunks, (rows + kFewest - 1) / kFewest));
+}
+
 // Claims a share of the forced rows, which all KV heads read, and attends to it: part of stage
 // rank. False when no share is left.
 bool AttendForcedChunk(Step& step);

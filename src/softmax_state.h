@@ -35,18 +35,23 @@ inline bool StateEmpty(const float* state, int value_dim) {
          StateSum(state, value_dim) == 0;
 }
 
-// into += from.
-inline void MergeState(const float* from, int value_dim, float* into) {
+// into += from, of which only elements [begin, end) of the weighted values are looked at.
+inline void MergeState(const float* from, int value_dim, int begin, int end, float* into) {
   if (StateEmpty(from, value_dim)) return;
   const float max_from = StateMax(from, value_dim);
   const float max_into = StateMax(into, value_dim);
   const float max = max_from > max_into ? max_from : max_into;
   const float scale_from = std::exp(max_from - max);
   const float scale_into = StateEmpty(into, value_dim) ? 0.0f : std::exp(max_into - max);
-  for (int i = 0; i < value_dim; ++i) into[i] = into[i] * scale_into + from[i] * scale_from;
+  for (int i = begin; i < end; ++i) into[i] = into[i] * scale_into + from[i] * scale_from;
   StateSum(into, value_dim) =
       StateSum(into, value_dim) * scale_into + StateSum(from, value_dim) * scale_from;
   StateMax(into, value_dim) = max;
+}
+
+// into += from.
+inline void MergeState(const float* from, int value_dim, float* into) {
+  MergeState(from, value_dim, 0, value_dim, into);
 }
 
 }  // namespace tactic

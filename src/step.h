@@ -7,6 +7,7 @@
 #ifndef TACTIC_SRC_STEP_H_
 #define TACTIC_SRC_STEP_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <span>
@@ -116,6 +117,15 @@ struct Step {
   }
   uint32_t* Counts(int request, int kv_head) {
     return counts.data() + Pair(request, kv_head) * max_parts;
+  }
+
+  // A head's states are merged in so many slices of its elements, when there are more threads than
+  // heads: whole cache lines each.
+  int CombineSlices() const {
+    constexpr int kPerThread = 4;
+    constexpr int kLine = 16;  // floats
+    const int heads = std::max(1, num_requests() * shape.q_heads);
+    return std::clamp(kPerThread * threads / heads, 1, std::max(1, shape.value_dim / kLine));
   }
 
   size_t StateStride() const { return SoftmaxStateStride(shape.value_dim); }

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <charconv>
 #include <map>
+#include <optional>
 #include <thread>
 #include <type_traits>
 
@@ -38,6 +40,14 @@ Status ResolveKvTypes(const ModelArgs& args, ggml_type* type_k, ggml_type* type_
     TACTIC_RETURN_IF_ERROR(ParseKvType(args.kv_type_v, "--kv-type-v", type_v));
   }
   return Status::Ok();
+}
+
+std::optional<int> ParseTokens(const std::string& text) {
+  int tokens = 0;
+  const char* end = text.data() + text.size();
+  const auto [parsed, error] = std::from_chars(text.data(), end, tokens);
+  if (error != std::errc() || parsed != end) return std::nullopt;
+  return tokens;
 }
 
 // Declares options of the algorithm under one heading of the help.
@@ -174,7 +184,25 @@ void AddAlgorithmArgs(CLI::App* app, AlgorithmArgs* args) {
             "upper bound of K-means iterations");
   every.Add("--sinks", &Options::sinks, "first positions, always read");
   every.Add("--recent", &Options::recent, "newest positions, always read");
-  every.Add("--dense-below", &Options::dense_below, "shorter sequences are read densely");
+  app->add_option_function<std::string>(
+         "--dense-below",
+         [args](const std::string& value) {
+           const std::optional<int> tokens = ParseTokens(value);
+           args->dense_below_given = tokens.has_value();
+           if (!tokens) return;  // auto
+           args->changes.push_back([n = *tokens](Options* options) { options->dense_below = n; });
+         },
+         "shorter sequences are read densely; auto: those for which that is faster, as is "
+         "measured in a second when first needed and then kept in ~/.cache/tactic")
+      ->group("Algorithm")
+      ->check(CLI::Validator(
+          [](const std::string& value) -> std::string {
+            if (value == "auto" || ParseTokens(value)) return "";
+            return "is '" + value + "', expected auto or a number of tokens";
+          },
+          ""))
+      ->default_str("auto")
+      ->type_name("N");
 
   const AlgorithmOptions tactic(app, args, "Algorithm of policy tactic");
   tactic.AddChoice("--index", &Options::index,
@@ -218,8 +246,9 @@ Status ResolveAlgorithm(const AlgorithmArgs& args, llama::Policy policy,
 }
 
 void AddCacheArgs(CLI::App* app, CacheArgs* args) {
-  app->add_flag("--no-cache", args->off, "neither use nor write saved prompts");
-  app->add_option("--cache-dir", args->folder, "folder of saved prompts [~/.cache/tactic]")
+  app->add_flag("--no-cache", args->off, "neither use nor write saved prompts and measurements");
+  app->add_option("--cache-dir", args->folder,
+                  "folder of saved prompts and measurements [~/.cache/tactic]")
       ->type_name("DIR");
   app->add_option("--cache-limit", args->limit_gib,
                   "delete the oldest saved prompts beyond this many GiB")
@@ -228,10 +257,15 @@ void AddCacheArgs(CLI::App* app, CacheArgs* args) {
       ->type_name("GIB");
 }
 
+std::string CacheFolder(const CacheArgs& args) {
+  if (args.off) return "";
+  return args.folder.empty() ? DefaultCacheDir() : args.folder;
+}
+
 PromptStateCache ResolveCache(const CacheArgs& args) {
   PromptStateOptions options;
   options.enabled = !args.off;
-  options.folder = args.folder.empty() ? DefaultCacheDir() : args.folder;
+  options.folder = CacheFolder(args);
   options.limit_bytes = static_cast<int64_t>(args.limit_gib * (int64_t{1} << 30));
   return PromptStateCache(options);
 }

@@ -56,6 +56,9 @@ struct AlgorithmArgs {
   // One change for every option that was given. What is not given keeps the default of the policy,
   // which differs from policy to policy.
   std::vector<std::function<void(Options*)>> changes;
+  // --dense-below is a number, which is among the changes; otherwise it is to be measured
+  // (dense_below.h).
+  bool dense_below_given = false;
 };
 void AddAlgorithmArgs(CLI::App* app, AlgorithmArgs* args);
 // A policy and its parameters. InvalidArgument when one is out of its range.
@@ -70,6 +73,8 @@ struct CacheArgs {
 };
 void AddCacheArgs(CLI::App* app, CacheArgs* args);
 PromptStateCache ResolveCache(const CacheArgs& args);
+// Where other measurements are kept; empty: nowhere.
+std::string CacheFolder(const CacheArgs& args);
 
 // --- results ---
 void AddJsonArg(CLI::App* app, std::string* path);

@@ -12,6 +12,7 @@
 #include "arguments.h"
 #include "bench_report.h"
 #include "defaults.h"
+#include "dense_below.h"
 #include "interrupt.h"
 #include "memory.h"
 #include "report.h"
@@ -173,6 +174,10 @@ Status Bench::OpenSessions(int needed) {
   options.capture = capture_.get();
   TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options, &hook, &session_));
   options.capture = nullptr;
+  for (llama::HookOptions& policy : policies_) {
+    if (!args_.algorithm.dense_below_given)
+      ChooseDenseBelow(*session_, CacheFolder(args_.cache), &policy);
+  }
   if (!flash_off) return Status::Ok();
   options.flash_attention = false;
   return Session::Open(*model_, options, nullptr, &flash_off_);

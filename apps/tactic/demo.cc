@@ -11,6 +11,7 @@
 #include "arguments.h"
 #include "defaults.h"
 #include "demo_report.h"
+#include "dense_below.h"
 #include "haystack.h"
 #include "interrupt.h"
 #include "report.h"
@@ -74,16 +75,15 @@ class Demo {
   std::unique_ptr<Model> model_;
   std::unique_ptr<Session> session_;
   SessionOptions options_;
+  std::vector<llama::HookOptions> policies_;
   std::vector<llama_token> text_;                    // up to where a question starts
   std::vector<std::vector<llama_token>> questions_;  // each up to where its answer starts
 };
 
 Status Demo::Prepare(DemoResult* result) {
   for (const Policy policy : kPolicies) {
-    llama::HookOptions options;
-    TACTIC_RETURN_IF_ERROR(ResolveAlgorithm(args_.algorithm, policy, &options));
-    result->costs.emplace_back(options);
-    result->target = options.tactic.target;  // the same for all
+    TACTIC_RETURN_IF_ERROR(ResolveAlgorithm(args_.algorithm, policy, &policies_.emplace_back()));
+    result->target = policies_.back().tactic.target;  // the same for all
   }
   TACTIC_RETURN_IF_ERROR(CheckModelArgs(args_.model));
   TACTIC_RETURN_IF_ERROR(LoadModel(args_.model, &model_));
@@ -127,9 +127,15 @@ Status Demo::Compose(DemoResult* result) {
 }
 
 Status Demo::Read(DemoResult* result) {
+  TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options_, &policies_.back(), &session_));
+  for (llama::HookOptions& policy : policies_) {
+    if (!args_.algorithm.dense_below_given)
+      ChooseDenseBelow(*session_, CacheFolder(args_.cache), &policy);
+    result->costs.emplace_back(policy);
+  }
   // The index of the last policy is built while the text is read.
   Cost& indexed = result->costs.back();
-  TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options_, &indexed.options(), &session_));
+  TACTIC_RETURN_IF_ERROR(session_->UsePolicy(indexed.options()));
   const auto start = std::chrono::steady_clock::now();
   Progress progress("reading", result->tokens, show_progress_);
   TACTIC_RETURN_IF_ERROR(

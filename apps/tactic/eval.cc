@@ -9,6 +9,7 @@
 #include <set>
 
 #include "defaults.h"
+#include "dense_below.h"
 #include "measure.h"
 #include "quality_policy.h"
 #include "text.h"
@@ -31,6 +32,7 @@ Status ParseEvalPolicy(const std::string& spec, EvalPolicy* policy) {
   QualityPolicy parsed;
   TACTIC_RETURN_IF_ERROR(ParseQualityPolicy(spec, &parsed));
   policy->options.tactic = parsed.options;
+  policy->dense_below_given = spec.find(":dense-below=") != std::string::npos;
   return Status::Ok();
 }
 
@@ -78,7 +80,12 @@ Status Evaluation::OpenSession(int needed) {
   TACTIC_RETURN_IF_ERROR(ResolveContext(args_.model, *model_, needed, "--depths needs", &options));
   options.keep_window = true;  // so that any distance can be rolled back
   const llama::HookOptions reference = EvalReference();
-  return Session::Open(*model_, options, &reference, &session_);
+  TACTIC_RETURN_IF_ERROR(Session::Open(*model_, options, &reference, &session_));
+  for (EvalPolicy& policy : policies_) {
+    if (!policy.dense_below_given)
+      ChooseDenseBelow(*session_, CacheFolder(args_.cache), &policy.options);
+  }
+  return Status::Ok();
 }
 
 Status Evaluation::Fill(std::span<const llama_token> tokens, bool show_progress, int* from_cache) {
@@ -122,7 +129,8 @@ void AddEvalArgs(CLI::App* app, EvalArgs* args) {
       ->check(CLI::Range(1, 1 << 28))
       ->capture_default_str();
   app->add_option("--policies", args->policies,
-                  "stock, or modes with their parameters, e.g. paper:recent=0,tactic:bits=2")
+                  "stock, or modes with their parameters, e.g. paper:recent=0,tactic:bits=2; "
+                  "dense-below is measured unless given")
       ->delimiter(',')
       ->capture_default_str()
       ->type_name("LIST");

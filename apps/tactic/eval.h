@@ -35,6 +35,7 @@ void AddEvalRetrieval(CLI::App* app, Command* command);
 struct EvalPolicy {
   std::string name;  // as it was given
   llama::HookOptions options;
+  bool dense_below_given = false;  // otherwise it is measured when the context is opened
 };
 
 // stock, or a mode with its parameters as in `tactic quality`: once for each target where the

@@ -6,6 +6,7 @@
 
 #include "arguments.h"
 #include "defaults.h"
+#include "dense_below.h"
 #include "interrupt.h"
 #include "measure.h"
 #include "memory.h"
@@ -221,6 +222,10 @@ Status Run(const RunArgs& args, bool show_progress) {
   WarnBeyondTraining(*model, options.context);
   std::unique_ptr<Session> session;
   TACTIC_RETURN_IF_ERROR(Session::Open(*model, options, &hook, &session));
+  if (!args.algorithm.dense_below_given) {
+    ChooseDenseBelow(*session, DefaultCacheDir(), &hook);
+    TACTIC_RETURN_IF_ERROR(session->UsePolicy(hook));
+  }
 
   const auto start = Clock::now();
   {

@@ -120,7 +120,8 @@ struct Options {
   double window_share = 0.005;
 
   // Sequences with fewer visible tokens than this are read densely. Range [0, 2^31). Below ~1K the
-  // index costs more than it saves and the fit has too few ranks.
+  // index costs more than it saves and the fit has too few ranks; where exactly depends on machine,
+  // threads and shape, which Calibrate (calibrate.h) measures.
   int dense_below = 1024;
 
   // OK, or the first field that is out of its range, with its value and the range.
