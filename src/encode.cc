@@ -54,7 +54,8 @@ class Encoder {
         out_(*out),
         codes_(out->codes),
         residuals_(static_cast<size_t>(out->members.size()) * shape.head_dim),
-        rotated_(shape.head_dim) {
+        rotated_(shape.head_dim),
+        magnitudes_(shape.head_dim) {
     const auto columns = static_cast<size_t>(slots);
     codes_.centroids.assign(static_cast<size_t>(shape.head_dim) * columns, 0);
     codes_.centroid_scales.assign(columns, 0);
@@ -76,22 +77,25 @@ class Encoder {
     };
     fits_ = Quantise(mean.data(), dim, centroids, at, &codes_.centroid_scales[c]) && fits_;
     const float step = HalfToFloat(codes_.centroid_scales[c]);
+    std::vector<float> stored(dim);
+    for (int x = 0; x < dim; ++x)
+      stored[x] = step * static_cast<float>(centroids[at(static_cast<size_t>(x))]);
     double longest = 0;
     double all = 0;
-    std::vector<double> runs(Codes::kRuns);
+    std::vector<double> squares(dim);  // of an element, over the members
     for (int i = 0; i < size; ++i) {
       const float* key = keys + static_cast<size_t>(out_.members[begin + i]) * dim;
       float* residual = residuals_.data() + static_cast<size_t>(begin + i) * dim;
-      double length = 0;
       for (int x = 0; x < dim; ++x) {
-        residual[x] = key[x] - step * static_cast<float>(centroids[at(static_cast<size_t>(x))]);
-        const double square = static_cast<double>(residual[x]) * residual[x];
-        runs[x * Codes::kRuns / dim] += square;
-        length += square;
+        residual[x] = key[x] - stored[x];
+        squares[x] += static_cast<double>(residual[x]) * residual[x];
       }
+      const double length = Square(residual, dim);
       all += length;
       longest = std::max(longest, length);
     }
+    std::vector<double> runs(Codes::kRuns);
+    for (int x = 0; x < dim; ++x) runs[x * Codes::kRuns / dim] += squares[x];
     const double per_run = static_cast<double>(size) * dim / Codes::kRuns;
     for (int r = 0; r < Codes::kRuns; ++r) {
       codes_.spreads[static_cast<size_t>(r) * slots_ + c] =
@@ -148,11 +152,10 @@ class Encoder {
     bool fits = fits_;
     for (uint32_t i = begin; i < end; ++i) {
       Rotate(residuals_.data() + static_cast<size_t>(i) * dim, dim, rotated_.data());
-      double square = 0;
-      for (const float y : rotated_) square += static_cast<double>(y) * y;
+      const double square = Square(rotated_.data(), dim);
       const auto rms = static_cast<float>(std::sqrt(square / dim));
-      uint8_t* block = codes_.planes.data() + i / kCodeBlock * block_bytes;
-      const double along = Place(book, rms, i % kCodeBlock, block);
+      const double along = ChooseLevels(book, rms);
+      Place(i % kCodeBlock, codes_.planes.data() + i / kCodeBlock * block_bytes);
       const double scale = along > 0 ? square / along : 0;
       fits = fits && scale <= kLargestByteFloat;
       codes_.scales[i] = FloatToByte(static_cast<float>(scale));
@@ -176,35 +179,57 @@ class Encoder {
     for (double& x : *mean) x /= size;
   }
 
-  // Writes the code of rotated_ as key `key` of a block; returns <y, levels>.
-  double Place(const CodeBook& book, float rms, int key, uint8_t* block) const {
+  // Sum of squares. In four chains: an index is built for every key, and one chain of additions
+  // takes as long as all else.
+  static double Square(const float* x, int dim) {
+    double sums[4] = {};
+    for (int i = 0; i < dim; i += 4) {
+      for (int j = 0; j < 4; ++j) sums[j] += static_cast<double>(x[i + j]) * x[i + j];
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+
+  // The nearest levels of rotated_: their magnitudes ; their signs are those of rotated_. Returns
+  // <y, levels>.
+  double ChooseLevels(const CodeBook& book, float rms) {
     const int dim = shape_.head_dim;
-    const size_t magnitude_rows = CodeRows(dim, kSmallestBits);
-    double along = 0;
-    for (int x = 0; x < dim; ++x) {
-      const float y = rotated_[x];
-      const float size = std::fabs(y);
-      int magnitude = 0;
-      for (int b = 0; b + 1 < book.magnitudes; ++b) magnitude += size > book.boundary[b] * rms;
-      const bool negative = y < 0;
-      along += static_cast<double>(size) * (book.level[magnitude] - kLevelZero);
-      const int quad = x / 4;
-      uint8_t* column = block + 4 * key + x % 4;
-      const int count = negative ? book.magnitudes - 1 - magnitude : book.magnitudes + magnitude;
-      switch (codes_.bits) {
-        case 2:
-          column[quad / 4 * kCodeRow] |= static_cast<uint8_t>(count << 2 * (quad % 4));
-          break;
-        case 4:
-          column[quad / 2 * kCodeRow] |= static_cast<uint8_t>(count << 4 * (quad % 2));
-          break;
-        default:
-          column[quad / 4 * kCodeRow] |= static_cast<uint8_t>(magnitude << 2 * (quad % 4));
-          column[(magnitude_rows + quad / 8) * kCodeRow] |=
-              static_cast<uint8_t>(negative ? 1 << quad % 8 : 0);
+    float edges[7];
+    for (int b = 0; b + 1 < book.magnitudes; ++b) edges[b] = book.boundary[b] * rms;
+    std::fill_n(magnitudes_.data(), dim, 0);
+    for (int b = 0; b + 1 < book.magnitudes; ++b) {
+      for (int x = 0; x < dim; ++x) magnitudes_[x] += std::fabs(rotated_[x]) > edges[b];
+    }
+    double sums[4] = {};
+    for (int x = 0; x < dim; x += 4) {
+      for (int j = 0; j < 4; ++j) {
+        const float level = book.level[magnitudes_[x + j]] - kLevelZero;
+        sums[j] += static_cast<double>(std::fabs(rotated_[x + j])) * level;
       }
     }
-    return along;
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+
+  // Writes the levels chosen as key `key` of a block, whose bits are zero so far.
+  void Place(int key, uint8_t* block) const {
+    const int dim = shape_.head_dim;
+    const size_t magnitude_rows = CodeRows(dim, kSmallestBits);
+    const int half = 1 << (codes_.bits - 1);
+    for (int x = 0; x < dim; ++x) {
+      const bool negative = rotated_[x] < 0;
+      const int magnitude = magnitudes_[x];
+      const int count = negative ? half - 1 - magnitude : half + magnitude;
+      const int quad = x / 4;
+      uint8_t* column = block + 4 * key + x % 4;
+      if (codes_.bits == 2) {
+        column[quad / 4 * kCodeRow] |= static_cast<uint8_t>(count << 2 * (quad % 4));
+      } else if (codes_.bits == 4) {
+        column[quad / 2 * kCodeRow] |= static_cast<uint8_t>(count << 4 * (quad % 2));
+      } else {
+        column[quad / 4 * kCodeRow] |= static_cast<uint8_t>(magnitude << 2 * (quad % 4));
+        column[(magnitude_rows + quad / 8) * kCodeRow] |=
+            static_cast<uint8_t>(negative ? 1 << quad % 8 : 0);
+      }
+    }
   }
 
   const LayerShape& shape_;
@@ -212,7 +237,8 @@ class Encoder {
   Clusters& out_;
   Codes& codes_;
   std::vector<float> residuals_;  // [member][head_dim]
-  mutable std::vector<float> rotated_;
+  std::vector<float> rotated_;
+  std::vector<int> magnitudes_;
   double residual_sum_ = 0;
   bool fits_ = true;  // so far every centroid and mean has a scale
 };

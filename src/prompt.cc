@@ -15,7 +15,7 @@ namespace {
 
 // Rows of a tile: widening a block of keys and values is then a fiftieth of the work on it, and the
 // tile's queries, weights and outputs (150 KB for 64 elements) stay in L2.
-constexpr int64_t kRowsPerTile = 192;
+constexpr int64_t kRowsPerTile = 384;
 
 int64_t TokensPerTile(const LayerShape& shape) {
   return std::max<int64_t>(1, kRowsPerTile / shape.group());

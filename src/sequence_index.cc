@@ -73,7 +73,7 @@ Status SequenceIndex::Invalidate(int64_t begin, int64_t end) {
   return Status::Ok();
 }
 
-int SequenceIndex::PlanBuild() {
+int SequenceIndex::PlanBuild(Building building) {
   pending_.clear();
   const int64_t closable = std::max<int64_t>(0, size_ - options_.recent);
   const int64_t length = options_.MaxSegment();
@@ -90,7 +90,7 @@ int SequenceIndex::PlanBuild() {
     pending_.push_back({j, std::make_shared<Segment>(first, end, shape_.kv_heads), nullptr});
     segments_[j] = pending_.back().segment;
   }
-  if (options_.mode == Mode::kTactic) PlanOpen(end_of_all);
+  if (options_.mode == Mode::kTactic && building == Building::kAll) PlanOpen(end_of_all);
   return static_cast<int>(pending_.size()) * shape_.kv_heads;
 }
 

@@ -33,6 +33,13 @@ namespace tactic {
 
 class Segment;  // src/segment.h
 
+// What of an index is built.
+enum class Building : uint8_t {
+  kAll,     // what a decode step may use
+  kClosed,  // full segments only: while a prompt is read, the newest positions change with every
+            // batch, and nobody decodes yet
+};
+
 class SequenceIndex {
  public:
   // REQUIRES: shape.Validate().ok() and options.Validate().ok().
@@ -57,8 +64,9 @@ class SequenceIndex {
 
   // Lays out the segments that are due and returns the number of independent units of clustering
   // that fill them; 0 when the index is up to date. The segments appear in segments() at once but
-  // may be read only after all units ran. What an aborted step left unfilled is planned again.
-  int PlanBuild();
+  // may be read only after all units ran. What an aborted step left unfilled is planned again, and
+  // what kClosed leaves out by the next plan of kAll.
+  int PlanBuild(Building building = Building::kAll);
   // Clusters (and codes) unit `unit` of the plan. `cells[p]` is the cell of position p; REQUIRES
   // cells.size() >= size(), keys and values readable at these cells, and units 0 .. PlanBuild()-1
   // each run exactly once. Mode paper does not look at `values`.

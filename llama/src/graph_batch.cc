@@ -194,7 +194,8 @@ void AttentionBatch::PlanIndex(Layer* layer) {
     auto [at, created] = row.track->indexes.try_emplace(std::pair(mode, layer->view.layer),
                                                         layer->view.shape, options_->tactic);
     if (created) at->second.Append(std::ssize(row.track->cells));
-    layer->builds.push_back({row.track, &at->second, at->second.PlanBuild()});
+    const Building building = layer->decode ? Building::kAll : Building::kClosed;
+    layer->builds.push_back({row.track, &at->second, at->second.PlanBuild(building)});
   }
 }
 
@@ -209,7 +210,9 @@ void AttentionBatch::TellQueryNorms(Layer* layer) {
 void AttentionBatch::Index(Layer* layer, int thread, int threads) {
   int total = 0;
   for (const Layer::Build& build : layer->builds) total += build.units;
-  if (total > 0) TellQueryNorms(layer);  // before PlanStep looks at the indexes
+  // Before PlanStep looks at the indexes. The first prompt batch has queries enough, whether there is
+  // something to build or not; a decode step has few.
+  if (total > 0 || (thread == 0 && !layer->decode && !layer->builds.empty())) TellQueryNorms(layer);
   if (thread == 0) {
     if (layer->record_prints) layer->tracker->RecordPrints();
     if (layer->decode) PlanStep(layer, threads);

@@ -75,8 +75,8 @@ class AttentionBatch {
     std::vector<Build> builds;
     std::atomic<int> next_unit = 0;
     // What indexes are told of this layer's queries (SequenceIndex::SetQueryNorms): measured from
-    // the first batch that has something to build, and never again, so that an index that is
-    // rebuilt later equals the first one. Empty until then.
+    // the first prompt batch, or the first batch that builds something if there was none, and never
+    // again, so that an index that is rebuilt later equals the first one. Empty until then.
     std::vector<float> query_norms;
     std::mutex norms_mutex;
     bool norms_told = false;  // to the indexes of `builds`

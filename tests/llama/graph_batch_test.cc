@@ -50,7 +50,8 @@ class GraphBatchTest : public testing::Test {
     for (int64_t i = 0; i < ggml_nelements(q); ++i)
       static_cast<float*>(q->data)[i] = normal(random_);
     computed_q_ = q;
-    ggml_tensor* node = ggml_new_tensor_1d(context_.get(), GGML_TYPE_F32, 1);
+    ggml_tensor* node = ggml_new_tensor_4d(context_.get(), GGML_TYPE_F32, kShape.head_dim,
+                                           kShape.q_heads, tokens, streams);
     node->src[0] = ggml_permute(context_.get(), q, 0, 2, 1, 3);
     layer_.view.node = node;
     layer_.view.tokens = tokens;
@@ -112,10 +113,12 @@ TEST_F(GraphBatchTest, QueryNormsAreMeansOverTheHeadsAndTheLastTokensOfEveryStre
   }
 }
 
-TEST_F(GraphBatchTest, QueryNormsAreThoseOfTheFirstBatchWithSomethingToBuild) {
+TEST_F(GraphBatchTest, QueryNormsAreThoseOfTheFirstPromptBatch) {
+  layer_.decode = true;
   NextBatch(1, 1, 1);
   RunIndexPhase();
-  EXPECT_TRUE(layer_.query_norms.empty()) << "nothing is due after one token";
+  EXPECT_TRUE(layer_.query_norms.empty()) << "nothing is due after one token, which says little";
+  layer_.decode = false;
   NextBatch(99, 1, 100);
   RunIndexPhase();
   const std::vector<float> first = layer_.query_norms;
@@ -129,6 +132,16 @@ TEST_F(GraphBatchTest, QueryNormsAreThoseOfTheFirstBatchWithSomethingToBuild) {
   NextBatch(1, 1, 301);
   RunIndexPhase();
   EXPECT_EQ(layer_.query_norms, first);
+}
+
+TEST_F(GraphBatchTest, OpenSegmentsWaitForTheFirstDecodeStep) {
+  NextBatch(200, 1, 200);
+  RunIndexPhase();
+  EXPECT_EQ(Index(Mode::kTactic).UsablePages(200), 0) << "while the prompt is read";
+  layer_.decode = true;
+  NextBatch(1, 1, 201);
+  RunIndexPhase();
+  EXPECT_GT(Index(Mode::kTactic).UsablePages(201), 0);
 }
 
 TEST_F(GraphBatchTest, EveryModeHasAnIndexOfItsOwn) {

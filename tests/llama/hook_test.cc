@@ -169,7 +169,8 @@ TEST(HookTest, KeepsTheIndexOfEachPolicyUntilItsParametersChange) {
   };
   HookOptions paper = HookOptions::For(Policy::kPaper);
   HookOptions tactic = HookOptions::For(Policy::kTactic);
-  EXPECT_FALSE(builds(tactic)) << "it was built while the text was read";
+  EXPECT_TRUE(builds(tactic)) << "the open segment; the others were built while the text was read";
+  EXPECT_FALSE(builds(tactic));
   EXPECT_TRUE(builds(paper));
   EXPECT_FALSE(builds(tactic));
   EXPECT_FALSE(builds(HookOptions::For(Policy::kDense)));
