@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "atomic_file.h"
+#include "machine.h"
 #include "measure.h"
 #include "quality_policy.h"
 #include "tactic/isa.h"
@@ -20,16 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-// As the kernel names it; the same name is taken to be the same speed.
-std::string CpuName() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    const size_t colon = line.find(": ");
-    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
-  }
-  return "unknown";
-}
 
 std::optional<ElementType> TypeOf(ggml_type type) {
   for (int i = 0; i < kElementTypes; ++i) {
@@ -57,7 +48,7 @@ json CalibrationKey(const CalibrationRequest& request) {
   options["target"] = request.options.target;
   const LayerShape& shape = request.shape;
   return {{"version", tactic_version()},
-          {"cpu", CpuName()},
+          {"cpu", CpuName()},  // the same name is taken to be the same speed
           {"isa", IsaName()},
           {"threads", request.threads},
           {"shape", {shape.q_heads, shape.kv_heads, shape.head_dim, shape.value_dim}},

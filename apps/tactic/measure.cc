@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "defaults.h"
+#include "machine.h"
 #include "tactic/isa.h"
 
 namespace tactic::app {
@@ -52,6 +53,7 @@ nlohmann::json SessionFields(const Session& session) {
       {"threads", options.threads},
       {"kv_type_k", ggml_type_name(options.type_k)},
       {"kv_type_v", ggml_type_name(options.type_v)},
+      {"cpu", CpuName()},
       {"isa", IsaName()},
       {"llama_version", LlamaBuild()},
   };
