@@ -38,8 +38,8 @@ inline cpu::CodeQuery PackQuery(const float* q, int dim, float scale, int32_t* p
   return {packed, unit, -kLevelZero * unit * static_cast<float>(sum), 0, 0, 1};
 }
 
-// Splits scale * q[0, dim) into the two parts with which centroids are scored; parts[0, dim / 4) and
-// parts[dim / 4, dim / 2) take them. A query that is not finite scores NaN everywhere.
+// Splits scale * q[0, dim) into the two parts with which centroids are scored; parts[0, dim / 4)
+// and parts[dim / 4, dim / 2) take them. A query that is not finite scores NaN everywhere.
 inline cpu::CentroidQuery SplitQuery(const float* q, int dim, float scale, int32_t* parts) {
   float most = 0;
   bool finite = true;

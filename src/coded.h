@@ -33,18 +33,18 @@ inline constexpr uint32_t kEveryKey = uint32_t{cpu::kSkippedKey} + 1;
 // What is known of one query head.
 struct CodedHead {
   float reference = 0;
-  double fixed = 0;           // mass of the forced rows, exact
-  double skipped = 0;         // estimated mass of skipped clusters
-  double total = 0;           // estimated mass of all scanned keys
-  uint32_t floor = kEveryKey;   // keys below are not in the bins
-  uint32_t threshold = kNoKey;  // keys from here up are the head's own selection
-  double exact = 0;           // mass of fixed and own rows
-  double estimated = 0;       // what the codes said of the own rows
-  int64_t rows = 0;           // own rows, forced ones left out
-  float norm = 0;             // |q * scale|^2
+  double fixed = 0;                        // mass of the forced rows, exact
+  double skipped = 0;                      // estimated mass of skipped clusters
+  double total = 0;                        // estimated mass of all scanned keys
+  uint32_t floor = kEveryKey;              // keys below are not in the bins
+  uint32_t threshold = kNoKey;             // keys from here up are the head's own selection
+  double exact = 0;                        // mass of fixed and own rows
+  double estimated = 0;                    // what the codes said of the own rows
+  int64_t rows = 0;                        // own rows, forced ones left out
+  float norm = 0;                          // |q * scale|^2
   cpu::KeyRange range = {kNoKey, kNoKey};  // keys that are read in this round
-  bool tail = false;          // unread mass counts in the output
-  cpu::CodeQuery query = {};  // but half_variance, which depends on the segment's bits
+  bool tail = false;                       // unread mass counts in the output
+  cpu::CodeQuery query = {};               // but half_variance, which depends on the segment's bits
 };
 
 // What is known of one KV head.
@@ -73,8 +73,8 @@ struct CodedStep {
   std::vector<float> floors;  // scratch of the filter
   std::vector<uint8_t> kept;  // [request][kv_head][cluster]: its codes are read
   // [request][q_head][key]
-  std::vector<cpu::KeyLevel> keys;  // estimated logit + v / 2 - reference
-  std::vector<float> logits;        // exact, of the rows listed, at the rows' places
+  std::vector<cpu::KeyLevel> keys;      // estimated logit + v / 2 - reference
+  std::vector<float> logits;            // exact, of the rows listed, at the rows' places
   std::vector<cpu::KeyLevel> row_keys;  // of the rows listed, likewise
   // [request][kv_head][key]
   std::vector<uint32_t> numbers;  // of the rows listed: their key

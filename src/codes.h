@@ -68,7 +68,8 @@ constexpr size_t CodeRows(int dim, int bits) {
 }
 constexpr size_t CodeBlockBytes(int dim, int bits) { return CodeRows(dim, bits) * kCodeRow; }
 
-// Centroids of `slots` clusters are interleaved likewise: four elements of each, then the next four.
+// Centroids of `slots` clusters are interleaved likewise: four elements of each, then the next
+// four.
 constexpr size_t CentroidAt(size_t element, size_t cluster, size_t slots) {
   return element / 4 * slots * 4 + cluster * 4 + element % 4;
 }

@@ -384,8 +384,8 @@ size_t DecodeStep::WorkspaceBytes() const {
   size_t bytes = Bytes(step.scores, step.states, step.used, step.taken, step.sizes, step.counts,
                        step.rows, step.forced_cells, coded.segments, coded.heads, coded.packed,
                        coded.masses, coded.tokens, coded.floors, coded.kept, coded.keys,
-                       coded.logits, coded.row_keys, coded.numbers, coded.read, coded.blocks, coded.block_counts,
-                       coded.bins, coded.sums, coded.part_masses) +
+                       coded.logits, coded.row_keys, coded.numbers, coded.read, coded.blocks,
+                       coded.block_counts, coded.bins, coded.sums, coded.part_masses) +
                  static_cast<size_t>(coded.group_capacity) * sizeof(CodedGroup);
   for (const Step::Scratch& s : step.scratch)
     bytes += Bytes(s.order, s.bucket_of, s.cells, s.logits, s.scores, s.prefix);

@@ -23,7 +23,8 @@ bool Quantise(const double* row, int dim, int8_t* out, const At& at, uint16_t* s
   if (HalfToFloat(*scale) * 127 < most) ++*scale;
   const double step = HalfToFloat(*scale);
   for (int x = 0; x < dim; ++x)
-    out[at(static_cast<size_t>(x))] = static_cast<int8_t>(step > 0 ? std::lround(row[x] / step) : 0);
+    out[at(static_cast<size_t>(x))] =
+        static_cast<int8_t>(step > 0 ? std::lround(row[x] / step) : 0);
   return std::isfinite(step);
 }
 

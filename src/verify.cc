@@ -46,8 +46,7 @@ size_t ListAll(Step& step, int request, int kv_head, int part) {
 }
 
 // Appends the keys of the part that lie in some head's range.
-void ReadRange(Step& step, int request, int kv_head, int part,
-               const cpu::KeyRange* ranges) {
+void ReadRange(Step& step, int request, int kv_head, int part, const cpu::KeyRange* ranges) {
   const RequestPlan& r = step.requests[request];
   const Share keys = PartKeys(step, r, part);
   uint32_t& count = step.Counts(request, kv_head)[part];

@@ -185,8 +185,8 @@ Status Bench::OpenSessions(int needed) {
 
 Status Bench::FillReal() {
   const std::span<const llama_token> text(tokens_.data(), static_cast<size_t>(depths_.front()));
-  // Dense reads: exactly, in half of stock's time, and nothing is indexed before a depth asks for it
-  // and times it.
+  // Dense reads: exactly, in half of stock's time, and nothing is indexed before a depth asks for
+  // it and times it.
   TACTIC_RETURN_IF_ERROR(session_->UsePolicy(llama::HookOptions::For(Policy::kDense)));
   int from_cache = 0;
   {

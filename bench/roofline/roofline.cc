@@ -271,8 +271,7 @@ void ScoreCentroids(State& state, const LayerShape& shape, const Size& size) {
     for (size_t c = 0; c < slots; ++c) {
       double dot = 0;
       for (size_t x = 0; x < static_cast<size_t>(shape.head_dim); ++x)
-        dot += double{query.q[g * query.stride + x]} *
-               codes.centroids[CentroidAt(x, c, slots)];
+        dot += double{query.q[g * query.stride + x]} * codes.centroids[CentroidAt(x, c, slots)];
       error.Add(scores[g * slots + c], dot * query.scale * HalfToFloat(codes.centroid_scales[c]));
     }
   }

@@ -210,8 +210,8 @@ void AttentionBatch::TellQueryNorms(Layer* layer) {
 void AttentionBatch::Index(Layer* layer, int thread, int threads) {
   int total = 0;
   for (const Layer::Build& build : layer->builds) total += build.units;
-  // Before PlanStep looks at the indexes. The first prompt batch has queries enough, whether there is
-  // something to build or not; a decode step has few.
+  // Before PlanStep looks at the indexes. The first prompt batch has queries enough, whether there
+  // is something to build or not; a decode step has few.
   if (total > 0 || (thread == 0 && !layer->decode && !layer->builds.empty())) TellQueryNorms(layer);
   if (thread == 0) {
     if (layer->record_prints) layer->tracker->RecordPrints();

@@ -22,8 +22,8 @@ using ByteTag = hn::CappedTag<uint8_t, kCodeRow>;
 using DotTag = hn::Repartition<int32_t, ByteTag>;
 
 // sum[i] + the sum over j in [0, 4) of x[4 i + j] * q[4 i + j], x unsigned and q signed. REQUIRES:
-// x < 128, or |q| <= kSmallByte and x as Biased() gives it: then the two-step forms cannot saturate.
-// Highway of this version has no such operation.
+// x < 128, or |q| <= kSmallByte and x as Biased() gives it: then the two-step forms cannot
+// saturate. Highway of this version has no such operation.
 HWY_INLINE hn::Vec<DotTag> DotAdd(hn::Vec<DotTag> sum, hn::Vec<ByteTag> x, hn::Vec<DotTag> q) {
 #if HWY_TARGET != HWY_EMU128 && HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
   // By name: this version of Highway compiles the target without the intrinsics' flag, but uses it

@@ -205,7 +205,7 @@ inline constexpr float kLargestExponent = 70.0f;
 // skipped, or has less mass than any sum resolves; the last one is all above, so that sums over any
 // context stay finite.
 using KeyLevel = uint16_t;
-inline constexpr float kKeyLevels = 369.329935f;  // a logit: 256 / ln 2
+inline constexpr float kKeyLevels = 369.329935f;   // a logit: 256 / ln 2
 inline constexpr float kLowestKey = -87.3365448f;  // logits: -126 ln 2
 inline constexpr KeyLevel kSkippedKey = 0;
 inline constexpr KeyLevel kLastKey = (126 + 100) * 256;
@@ -226,15 +226,15 @@ struct MassBins {
 };
 
 // by_key[i] = scores[c] * kKeyLevels for the members i of cluster c in [starts[c], starts[c + 1]),
-// -inf where kept[c] is 0 and from the last one to `padded`. Blocks of which no key is kept are left
-// alone. kCodeBlock more entries must be writable.
+// -inf where kept[c] is 0 and from the last one to `padded`. Blocks of which no key is kept are
+// left alone. kCodeBlock more entries must be writable.
 void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
                   size_t padded, float* by_key);
 
 // The keys of the blocks with numbers blocks[0, n), of which `first` is the first one of `codes`:
 // keys[h * key_stride + i] becomes the level of key i, whose centroid's score is scores[h *
-// score_stride + i - first * kCodeBlock] (SpreadScores). sums[h] += the masses that the levels mean;
-// those of at least queries[h].floor are added to bins[h]. `heads` <= 32 queries.
+// score_stride + i - first * kCodeBlock] (SpreadScores). sums[h] += the masses that the levels
+// mean; those of at least queries[h].floor are added to bins[h]. `heads` <= 32 queries.
 void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,
                const uint32_t* blocks, size_t n, uint32_t first, const float* scores,
                size_t score_stride, KeyLevel* keys, size_t key_stride, float* sums, MassBins* bins);
@@ -245,8 +245,8 @@ void AddToBins(const KeyLevel* keys, const uint32_t* blocks, size_t n, uint32_t 
 
 // Appends to `numbers` the numbers i of the keys in the blocks listed for which keys[h * key_stride
 // + i] is in ranges[h] for some head h and whose bit in `read` is not set, sets it, and returns how
-// many. levels[h * level_stride + ...] are the keys of the rows appended. kCodeBlock more entries of
-// both must be writable.
+// many. levels[h * level_stride + ...] are the keys of the rows appended. kCodeBlock more entries
+// of both must be writable.
 size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads, const KeyRange* ranges,
                   const uint32_t* blocks, size_t n, uint64_t* read, uint32_t* numbers,
                   KeyLevel* levels, size_t level_stride);
@@ -257,8 +257,8 @@ size_t SumRange(const KeyLevel* keys, const float* logits, size_t n, KeyRange ra
                 float reference, double* exact, double* estimated);
 
 // masses[h * mass_stride + c] = sum of exp(l) over the members of cluster c whose bit in `read` is
-// not set, l = key - v / 2 to the nearest level; 0 where kept[c] is 0. Members of cluster c are keys starts[c] ..
-// starts[c
+// not set, l = key - v / 2 to the nearest level; 0 where kept[c] is 0. Members of cluster c are
+// keys starts[c] .. starts[c
 // + 1]. keys and scales must be readable to the end of the last block.
 struct UnreadKeys {
   const KeyLevel* keys;

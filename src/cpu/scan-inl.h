@@ -11,8 +11,8 @@
 #include <limits>
 
 #include "hwy/cache_control.h"
-#include "src/cpu/dot-inl.h"
 #include "src/cpu/bins-inl.h"
+#include "src/cpu/dot-inl.h"
 #include "src/cpu/estimate-inl.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -1,4 +1,5 @@
-// Compiles bins-, estimate-, filter-, scan- and select-inl.h for every instruction set and dispatches.
+// Compiles bins-, estimate-, filter-, scan- and select-inl.h for every instruction set and
+// dispatches.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/cpu/scan.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep

@@ -236,7 +236,8 @@ TEST_P(EstimateKernels, UnreadMasses) {
           want += std::exp(KeyOf(keys[g * stride + i]) - std::min(t * t * half_variances[g], 20.0));
         }
         // Every logit is that of the nearest level.
-        ASSERT_NEAR(got, want, (0.5 / cpu::kKeyLevels + 2e-5) * want) << "head " << g << " cluster " << c;
+        ASSERT_NEAR(got, want, (0.5 / cpu::kKeyLevels + 2e-5) * want)
+            << "head " << g << " cluster " << c;
       }
     }
   }

@@ -66,9 +66,9 @@ struct RandomQueries {
         sum += bytes[g * padded + x];
       }
       const float unit = 0.002f / (1 + g);
-      queries[g] = {packed.data() + g * padded / 4, unit, -kLevelZero * unit * sum,
-                    0.05f * static_cast<float>(1 + g), 3.0f - g,
-                    static_cast<uint32_t>(25000 + 1000 * g)};
+      queries[g] = {
+          packed.data() + g * padded / 4,    unit,     -kLevelZero * unit * sum,
+          0.05f * static_cast<float>(1 + g), 3.0f - g, static_cast<uint32_t>(25000 + 1000 * g)};
     }
   }
   double Dot(const RandomCodes& codes, int g, size_t key, double* size) const {
@@ -96,15 +96,15 @@ void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float sof
   const size_t score_stride = codes.scales.size() + 5;
   std::vector<float> scores(heads * score_stride);
   for (float& score : scores)
-    score = random() % 6 == 0
-                ? -kInf
-                : (static_cast<float>(random() % 200) / 10 - 10) * cpu::kKeyLevels;
+    score = random() % 6 == 0 ? -kInf
+                              : (static_cast<float>(random() % 200) / 10 - 10) * cpu::kKeyLevels;
   constexpr cpu::KeyLevel kUntouched = 12345;
   std::vector<cpu::KeyLevel> keys(heads * stride, kUntouched);
   std::vector<float> sums(heads, 2.0f);
   std::vector<cpu::MassBins> bins(heads);
   cpu::ScanCodes(codes.View(), queries.queries.data(), heads, softcap, blocks.data(), blocks.size(),
-                 kFirst, scores.data(), score_stride, keys.data(), stride, sums.data(), bins.data());
+                 kFirst, scores.data(), score_stride, keys.data(), stride, sums.data(),
+                 bins.data());
   for (int g = 0; g < heads; ++g) {
     double sum = 2;
     double sum_error = 1e-6;
@@ -145,8 +145,8 @@ void JudgeScan(const RandomCodes& codes, const RandomQueries& queries, float sof
     ASSERT_EQ(std::accumulate(bins[g].count, bins[g].count + cpu::kMassBins, 0u), binned);
     // Bins are what AddToBins makes of the levels.
     cpu::MassBins again = {};
-    cpu::AddToBins(keys.data() + g * stride, blocks.data(), blocks.size(),
-                   queries.queries[g].floor, &again);
+    cpu::AddToBins(keys.data() + g * stride, blocks.data(), blocks.size(), queries.queries[g].floor,
+                   &again);
     ASSERT_EQ(std::memcmp(&bins[g], &again, sizeof(again)), 0);
   }
 }
@@ -249,8 +249,8 @@ TEST_P(ScanKernels, AddToBins) {
       for (uint32_t block : blocks) {
         for (size_t i = 16 * block; i < 16 * block + 16; ++i) {
           if (!(keys[i] >= low)) continue;
-          const uint32_t bin = std::min<uint32_t>((keys[i] - low) / cpu::kBinLevels,
-                                                  cpu::kMassBins - 1);
+          const uint32_t bin =
+              std::min<uint32_t>((keys[i] - low) / cpu::kBinLevels, cpu::kMassBins - 1);
           mass[bin] += std::exp(KeyOf(keys[i]));
           ++count[bin];
         }
@@ -306,10 +306,10 @@ TEST_P(ScanKernels, SelectKeys) {
       EXPECT_EQ(out, want);
       EXPECT_EQ(read, want_read);
       std::vector<uint32_t> again(n + 16);
-      EXPECT_EQ(cpu::SelectKeys(keys.data(), stride, heads, ranges.data(), blocks.data(),
-                                blocks.size(), read.data(), again.data(), levels.data() + out.size(),
-                                level_stride),
-                0u)
+      EXPECT_EQ(
+          cpu::SelectKeys(keys.data(), stride, heads, ranges.data(), blocks.data(), blocks.size(),
+                          read.data(), again.data(), levels.data() + out.size(), level_stride),
+          0u)
           << "once read, never again";
       for (int g = 0; g < heads; ++g) {
         for (size_t i = 0; i < out.size(); ++i)
@@ -341,9 +341,9 @@ TEST_P(ScanKernels, SumRange) {
           want_exact += std::exp(logits[i] - 1.5);
           want_estimated += std::exp(KeyOf(key));
         }
-        EXPECT_EQ(cpu::SumRange(rows.data(), logits.data(), n, {low, high}, 1.5f,
-                                &exact, &estimated),
-                  count);
+        EXPECT_EQ(
+            cpu::SumRange(rows.data(), logits.data(), n, {low, high}, 1.5f, &exact, &estimated),
+            count);
         EXPECT_NEAR(exact, want_exact, 1e-5 * want_exact);
         EXPECT_NEAR(estimated, want_estimated, 1e-5 * want_estimated);
       }

@@ -175,7 +175,8 @@ class TacticJudge {
     double centroid = 0;
     for (double x : head.query.q) largest = std::max(largest, std::fabs(x));
     for (double x : cluster.centroid) centroid += std::fabs(x);
-    return largest / 4032 / 2 * centroid + 0.5 / cpu::kKeyLevels + tolerance::Gamma(spec_.shape.head_dim + 6) * score + tolerance::Gamma(6) * offset +
+    return largest / 4032 / 2 * centroid + 0.5 / cpu::kKeyLevels +
+           tolerance::Gamma(spec_.shape.head_dim + 6) * score + tolerance::Gamma(6) * offset +
            tolerance::Gamma(8) *
                (2 * score + std::fabs(head.reference) + spec_.params.softcap + 20);
   }
