@@ -275,7 +275,9 @@ void ScoreCentroids(State& state, const LayerShape& shape, const Size& size) {
       error.Add(scores[g * slots + c], dot * query.scale * HalfToFloat(codes.centroid_scales[c]));
     }
   }
-  ReportError(state, error.Relative());
+  // The query is in units of a 4032nd of its largest element; sums of that many roundings, largest
+  // against largest.
+  ReportError(state, error.Relative(), 2.0 / (cpu::kHighPart * cpu::kSmallByte));
 }
 
 void ScanCodes(State& state, const LayerShape& shape, int bits, const Size& size) {
