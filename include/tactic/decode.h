@@ -112,8 +112,8 @@ class DecodeStep {
 
   // Bytes that each unit of a phase read, in the order in which threads claim them: how evenly work
   // can fall on threads. Mode tactic only, of which kCombine is not claimed but split evenly by
-  // query heads; for tests and tools (allocates). REQUIRES: all phases done, and the requests'
-  // indexes as they were.
+  // slices of query heads; for tests and tools (allocates). REQUIRES: all phases done, and the
+  // requests' indexes as they were.
   std::vector<int64_t> UnitBytes(Phase phase) const;
 
   size_t WorkspaceBytes() const;

@@ -15,7 +15,6 @@
 #include "src/cpu/dot-inl.h"
 #include "src/cpu/kernels.h"
 #include "src/cpu/load-inl.h"
-#include "src/segment.h"
 #include "src/softmax_state.h"
 
 HWY_BEFORE_NAMESPACE();

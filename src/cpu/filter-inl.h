@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "src/cpu/estimate-inl.h"
+#include "src/segment.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tactic::cpu {
