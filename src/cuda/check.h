@@ -1,0 +1,64 @@
+// What an index and a decoder ask of their shape and options alike.
+#ifndef TACTIC_SRC_CUDA_CHECK_H_
+#define TACTIC_SRC_CUDA_CHECK_H_
+
+#include <string>
+
+#include "src/cuda/layout.h"
+#include "tactic/options.h"
+#include "tactic/shape.h"
+#include "tactic/status.h"
+
+namespace tactic::cuda {
+
+inline Status CheckShape(const LayerShape& shape) {
+  TACTIC_RETURN_IF_ERROR(shape.Validate());
+  const auto bad = [](const char* name, int value, const char* expected) {
+    return Status::Unsupported(std::string(name) + " is " + std::to_string(value) +
+                               "; on a GPU it is to be " + expected);
+  };
+  if (shape.head_dim != 64 && shape.head_dim != 96 && shape.head_dim != 128 &&
+      shape.head_dim != 256)
+    return bad("head_dim", shape.head_dim, "64, 96, 128 or 256");
+  if (shape.value_dim != shape.head_dim)
+    return bad("value_dim", shape.value_dim, "equal to head_dim");
+  if (shape.group() > kMaxGroup) return bad("q_heads / kv_heads", shape.group(), "at most 16");
+  if (shape.kv_heads > kMaxKvHeads) return bad("kv_heads", shape.kv_heads, "at most 64");
+  return Status::Ok();
+}
+
+inline Status CheckIndexOptions(const Options& options) {
+  TACTIC_RETURN_IF_ERROR(options.Validate());
+  const auto bad = [](const char* name, int value, const char* expected) {
+    return Status::Unsupported(std::string(name) + " is " + std::to_string(value) +
+                               "; on a GPU it is to be " + expected);
+  };
+  if (options.index != IndexKind::kClusters)
+    return Status::Unsupported("index is pages; on a GPU it is to be clusters");
+  constexpr int kLeastSegment = 256;
+  constexpr int kLargestSegment = 8192;
+  if (options.segment_size < kLeastSegment || options.segment_size > kLargestSegment)
+    return bad("segment_size", options.segment_size, "a number from 256 to 8192");
+  constexpr int kSlotUnit = 8;
+  if (options.segment_size % (kSlotUnit * options.cluster_size) != 0)
+    return bad("segment_size", options.segment_size, "a multiple of 8 cluster_size");
+  if (options.segment_size / options.cluster_size > kMaxSlots)
+    return bad("cluster_size", options.cluster_size, "at least segment_size / 256");
+  // Pages are clusters of the open segment, which must have room for them.
+  if (options.mode == Mode::kTactic && options.cluster_size > Options::kPage)
+    return bad("cluster_size", options.cluster_size, "at most 32 in mode tactic");
+  if (options.sinks > options.segment_size)
+    return bad("sinks", options.sinks, "at most segment_size");
+  return Status::Ok();
+}
+
+// Bits of a code's elements; 0: there are none.
+inline int CodeBits(const Options& options) {
+  constexpr int kUnlessToldOtherwise = 3;
+  if (options.mode != Mode::kTactic) return 0;
+  return options.bits == 0 ? kUnlessToldOtherwise : options.bits;
+}
+
+}  // namespace tactic::cuda
+
+#endif  // TACTIC_SRC_CUDA_CHECK_H_

@@ -1,0 +1,269 @@
+// Decoder: checks a request, lays out the buffers, launches the stages.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "src/cuda/check.h"
+#include "src/cuda/decoder_access.h"
+#include "src/cuda/kernels.h"
+#include "src/cuda/launch.cuh"
+#include "src/random.h"
+
+namespace tactic::cuda {
+namespace {
+
+// Blocks that a grid should have for each multiprocessor: selection, of small blocks that wait for
+// memory most of the time; attention, of which two fit.
+constexpr int kSelectBlocks = 4;
+constexpr int kAttendBlocks = 2;
+
+template <class T>
+Status Bad(const char* name, const T& value, const char* expected) {
+  return Status::InvalidArgument(std::string(name) + " is " + std::to_string(value) +
+                                 "; expected " + expected);
+}
+
+int PartsFor(int units, int blocks) { return std::max(1, (blocks + units / 2) / units); }
+
+// Hands out consecutive pieces of one allocation; with a null base it only counts.
+class Carver {
+ public:
+  explicit Carver(uint8_t* base) : base_(base) {}
+  template <class T>
+  void Take(T** out, size_t count) {
+    constexpr size_t kAlign = 256;
+    if (base_ != nullptr) *out = reinterpret_cast<T*>(base_ + used_);
+    used_ += (count * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  uint8_t* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace
+
+struct Decoder::Impl {
+  LayerShape shape;
+  Options options;
+  int max_batch = 0;
+  int64_t max_tokens = 0;
+  int multiprocessors = 0;
+  uint8_t* memory = nullptr;
+  size_t bytes = 0;
+  Step step = {};  // what all steps have in common
+  Step last = {};  // the last one
+  ~Impl() {
+    if (memory != nullptr) cudaFree(memory);
+  }
+
+  void Carve(Carver* carver) {
+    Step& s = step;
+    const size_t units = static_cast<size_t>(max_batch) * shape.kv_heads;
+    const size_t group = s.group;
+    const size_t heads = units * group;
+    const size_t segments = units * s.segments;
+    const size_t clusters = segments * s.slots;
+    const size_t rows = segments * s.segment_size;
+    const size_t parts = kSelectBlocks * multiprocessors + units;
+    const size_t attend_parts = kAttendBlocks * multiprocessors + units;
+    const bool tactic = s.mode == Mode::kTactic;
+    const bool paper = s.mode == Mode::kPaper;
+    carver->Take(&s.dense, units);
+    carver->Take(&s.states, attend_parts * group * (shape.head_dim + 3));
+    carver->Take(&s.finished, units);
+    carver->Take(&s.reports, heads);
+    carver->Take(&s.listed, 2 * units);
+    if (s.mode == Mode::kDense) return;
+    carver->Take(&s.anchors, heads);
+    carver->Take(&s.scores, clusters * group);
+    carver->Take(&s.cluster_bins, heads * kBins);
+    carver->Take(&s.part_forced, parts * group);
+    carver->Take(&s.part_floors, parts * group);
+    carver->Take(&s.forced_rows, units * s.forced_room);
+    carver->Take(&s.forced_logits, units * s.forced_room * group);
+    carver->Take(&s.rows, rows);
+    carver->Take(&s.tags, rows);
+    carver->Take(&s.logits, rows * group);
+    carver->Take(&s.counts, segments);
+    carver->Take(&s.exact, (paper ? 1 : 1 + s.rounds) * segments * group);
+    if (tactic) {
+      carver->Take(&s.queries, heads);
+      carver->Take(&s.rotated, heads * shape.head_dim);
+      carver->Take(&s.bounds, clusters * group);
+      carver->Take(&s.levels, rows * group);
+      carver->Take(&s.kept, clusters);
+      carver->Take(&s.key_bins, heads * kBins);
+      carver->Take(&s.skipped, segments * group);
+      carver->Take(&s.unread, clusters * group);
+      carver->Take(&s.thresholds, (1 + s.rounds) * heads);
+    }
+    if (paper) {
+      carver->Take(&s.bin_masses, heads * kBins);
+      carver->Take(&s.ranks, heads);
+      carver->Take(&s.windows, parts * group * 2);
+    }
+  }
+};
+
+Decoder::Decoder() : impl_(std::make_unique<Impl>()) {}
+Decoder::~Decoder() = default;
+
+Status Decoder::Create(const LayerShape& shape, const Options& options, int max_batch,
+                       int64_t max_tokens, std::unique_ptr<Decoder>* decoder) {
+  TACTIC_RETURN_IF_ERROR(Available());
+  TACTIC_RETURN_IF_ERROR(CheckShape(shape));
+  TACTIC_RETURN_IF_ERROR(options.Validate());
+  if (options.mode != Mode::kDense) TACTIC_RETURN_IF_ERROR(CheckIndexOptions(options));
+  if (max_batch < 1) return Bad("max_batch", max_batch, "at least 1");
+  constexpr int64_t kMostTokens = int64_t{1} << 26;
+  if (max_tokens < 1 || max_tokens > kMostTokens)
+    return Bad("max_tokens", max_tokens, "a number from 1 to 2^26");
+  if (options.rounds > kMaxRounds) return Bad("rounds", options.rounds, "at most 4 on a GPU");
+
+  std::unique_ptr<Decoder> made(new Decoder());
+  Impl& impl = *made->impl_;
+  impl.shape = shape;
+  impl.options = options;
+  impl.max_batch = max_batch;
+  impl.max_tokens = max_tokens;
+  int device = 0;
+  TACTIC_RETURN_IF_ERROR(FromCuda(cudaGetDevice(&device), "the current device"));
+  TACTIC_RETURN_IF_ERROR(FromCuda(
+      cudaDeviceGetAttribute(&impl.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+      "its multiprocessors"));
+  Step& s = impl.step;
+  s.kv_heads = shape.kv_heads;
+  s.group = shape.group();
+  s.head_dim = shape.head_dim;
+  s.mode = options.mode;
+  s.target = static_cast<float>(options.target);
+  s.sinks = options.sinks;
+  s.recent = options.recent;
+  s.segment_size = options.segment_size;
+  s.slots = options.segment_size / options.cluster_size;
+  s.dense_below = std::max(options.dense_below, kTileRows);
+  s.skip_share = static_cast<float>(options.skip_share);
+  s.skip_token = static_cast<float>(options.skip_token);
+  s.unread_margin = static_cast<float>(options.unread_margin);
+  s.skipped_margin = static_cast<float>(options.skipped_margin);
+  s.rounds = options.rounds;
+  s.tail = options.tail ? 1 : 0;
+  s.bits = CodeBits(options);
+  s.dense_share = static_cast<float>(options.dense_share);
+  s.head_share = static_cast<float>(options.head_share);
+  s.near_window = static_cast<float>(options.near_window);
+  s.far_window = static_cast<float>(options.far_window);
+  s.window_share = static_cast<float>(options.window_share);
+  s.segments = static_cast<int>((max_tokens + s.segment_size - 1) / s.segment_size);
+  // What no cluster holds: mode tactic indexes pages as they come, mode paper whole segments; an
+  // index may be a segment behind.
+  s.forced_room = options.sinks + options.recent + 2 * options.segment_size;
+  Random random(0x7AC71C);
+  for (int x = 0; x < shape.head_dim; ++x) s.signs[x / 32] |= (random.Next() >> 63) << (x % 32);
+
+  Carver counter(nullptr);
+  impl.Carve(&counter);
+  impl.bytes = counter.used();
+  TACTIC_RETURN_IF_ERROR(FromCuda(cudaMalloc(&impl.memory, impl.bytes), "a step's buffers"));
+  TACTIC_RETURN_IF_ERROR(FromCuda(cudaMemset(impl.memory, 0, impl.bytes), "a step's buffers"));
+  Carver carver(impl.memory);
+  impl.Carve(&carver);
+  *decoder = std::move(made);
+  return Status::Ok();
+}
+
+Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
+  Impl& impl = *impl_;
+  if (request.batch < 1 || request.batch > impl.max_batch)
+    return Bad("batch", request.batch, "a number from 1 to max_batch");
+  if (request.max_length < 1 || request.max_length > impl.max_tokens)
+    return Bad("max_length", request.max_length, "a number from 1 to max_tokens");
+  if (request.q == nullptr) return Status::InvalidArgument("q is null");
+  if (reinterpret_cast<uintptr_t>(request.q) % 16 != 0)
+    return Status::InvalidArgument("q is not aligned to 16 bytes");
+  if (request.out == nullptr) return Status::InvalidArgument("out is null");
+  if (request.lengths == nullptr) return Status::InvalidArgument("lengths is null");
+  if (request.q_type == Element::kE4M3) return Status::InvalidArgument("q_type is e4m3");
+  if (request.out_type == Element::kE4M3) return Status::InvalidArgument("out_type is e4m3");
+  if (!std::isfinite(request.scale)) return Bad("scale", request.scale, "a finite number");
+  if (!(request.softcap >= 0)) return Bad("softcap", request.softcap, "0 or more");
+  Step step = impl.step;
+  TACTIC_RETURN_IF_ERROR(MakeCacheView(request.cache, impl.shape.head_dim, &step.cache));
+  const bool fp8 = request.cache.type == Element::kE4M3;
+  step.batch = request.batch;
+  const int units = request.batch * impl.shape.kv_heads;
+  step.parts = PartsFor(units, kSelectBlocks * impl.multiprocessors);
+  step.attend_parts = PartsFor(units, kAttendBlocks * impl.multiprocessors);
+  step.q = request.q;
+  step.q_type = request.q_type;
+  step.out = request.out;
+  step.out_type = request.out_type;
+  step.scale = request.scale * kLog2e;
+  step.softcap = request.softcap * kLog2e;
+  step.key_unit = step.scale * (fp8 ? request.cache.key_scale * kE4M3Unit : 1.0f);
+  step.value_unit = fp8 ? request.cache.value_scale * kE4M3Unit : 1.0f;
+  step.lengths = request.lengths;
+  step.indexes = reinterpret_cast<const DeviceIndex* const*>(request.indexes);
+  const Element type = request.cache.type;
+  if (step.indexes == nullptr || request.max_length < step.dense_below) step.mode = Mode::kDense;
+  impl.last = step;
+  if (step.mode == Mode::kPaper) {
+    TACTIC_RETURN_IF_ERROR(LaunchRank(step, type, stream));
+    TACTIC_RETURN_IF_ERROR(LaunchSample(step, type, stream));
+    TACTIC_RETURN_IF_ERROR(LaunchCut(step, type, stream));
+  } else if (step.mode == Mode::kTactic) {
+    TACTIC_RETURN_IF_ERROR(LaunchRank(step, type, stream));
+    TACTIC_RETURN_IF_ERROR(LaunchScan(step, step.bits, stream));
+    for (int round = 0; round <= step.rounds; ++round)
+      TACTIC_RETURN_IF_ERROR(LaunchVerify(step, type, round, stream));
+  }
+  return LaunchAttend(step, type, stream);
+}
+
+const Step& DecoderAccess::LastStep(const Decoder& decoder) { return decoder.impl_->last; }
+
+const DeviceReport* Decoder::reports() const { return impl_->step.reports; }
+size_t Decoder::WorkspaceBytes() const { return impl_->bytes; }
+
+Status Decoder::SelectedRows(int sequence, int kv_head, std::vector<int32_t>* rows) const {
+  const Step& s = impl_->step;
+  if (sequence < 0 || sequence >= impl_->max_batch)
+    return Bad("sequence", sequence, "one of the batch");
+  if (kv_head < 0 || kv_head >= s.kv_heads) return Bad("kv_head", kv_head, "one of the layer's");
+  TACTIC_RETURN_IF_ERROR(FromCuda(cudaDeviceSynchronize(), "waiting for the step"));
+  const auto copy = [](void* to, const void* from, size_t bytes) {
+    return FromCuda(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "reading a step's rows");
+  };
+  const int64_t unit = static_cast<int64_t>(sequence) * s.kv_heads + kv_head;
+  int32_t listed[2];
+  DeviceReport report;
+  TACTIC_RETURN_IF_ERROR(copy(listed, s.listed + 2 * unit, sizeof(listed)));
+  TACTIC_RETURN_IF_ERROR(copy(&report, s.reports + unit * s.group, sizeof(report)));
+  rows->clear();
+  if (listed[1] == 0) {
+    for (int32_t p = 0; p < report.union_rows; ++p) rows->push_back(p);
+    return Status::Ok();
+  }
+  rows->resize(listed[0]);
+  TACTIC_RETURN_IF_ERROR(copy(rows->data(), s.forced_rows + unit * s.forced_room,
+                              rows->size() * sizeof(int32_t)));
+  std::vector<int32_t> counts(listed[1]);
+  TACTIC_RETURN_IF_ERROR(
+      copy(counts.data(), s.counts + unit * s.segments, counts.size() * sizeof(int32_t)));
+  for (size_t j = 0; j < counts.size(); ++j) {
+    const size_t before = rows->size();
+    rows->resize(before + counts[j]);
+    TACTIC_RETURN_IF_ERROR(
+        copy(rows->data() + before,
+             s.rows + (unit * s.segments + static_cast<int64_t>(j)) * s.segment_size,
+             counts[j] * sizeof(int32_t)));
+  }
+  std::sort(rows->begin(), rows->end());
+  return Status::Ok();
+}
+
+}  // namespace tactic::cuda

@@ -1,0 +1,29 @@
+// The stages of a step, each one launch. All are enqueued on the stream; `type` is of keys and values.
+//
+//   mode dense   attend
+//   mode paper   rank, sample, cut, attend
+//   mode tactic  rank, scan, verify, extend for every round, attend
+#ifndef TACTIC_SRC_CUDA_KERNELS_H_
+#define TACTIC_SRC_CUDA_KERNELS_H_
+
+#include "src/cuda/step.h"
+#include "tactic/status.h"
+
+namespace tactic::cuda {
+
+Status LaunchRank(const Step& step, Element type, Stream stream);
+
+// Mode tactic.
+Status LaunchScan(const Step& step, int bits, Stream stream);
+// Round 0 reads the first choice, later ones what fell short.
+Status LaunchVerify(const Step& step, Element type, int round, Stream stream);
+
+// Mode paper.
+Status LaunchSample(const Step& step, Element type, Stream stream);
+Status LaunchCut(const Step& step, Element type, Stream stream);
+
+Status LaunchAttend(const Step& step, Element type, Stream stream);
+
+}  // namespace tactic::cuda
+
+#endif  // TACTIC_SRC_CUDA_KERNELS_H_

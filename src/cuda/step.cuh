@@ -1,0 +1,248 @@
+// What the kernels of a step share: what a unit has to read, the bins, and sums over a block.
+#ifndef TACTIC_SRC_CUDA_STEP_CUH_
+#define TACTIC_SRC_CUDA_STEP_CUH_
+
+#include "src/cuda/step.h"
+#include "src/cuda/tile.cuh"
+
+namespace tactic::cuda {
+
+inline constexpr int kBlockThreads = 256;
+inline constexpr int kBlockWarps = kBlockThreads / 32;
+inline constexpr float kLn2 = 0.693147181f;
+
+// A kernel that was launched before the one in front of it ended waits here until what that one
+// wrote is there. Every kernel of a step does so before it touches memory that a step writes.
+__device__ __forceinline__ void WaitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void LetNextBegin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// What a unit is: which sequence and head, and what of it is indexed.
+struct Unit {
+  int number;
+  int sequence;
+  int head;   // KV head
+  int tokens;  // visible
+  const DeviceIndex* index;
+  int segments;     // to be looked at: closed ones and, last, the open one when it has pages
+  int closed;       // of them
+  int pages;        // of the open one
+  int coded_end;    // positions below are in clusters, but for the sinks
+  int forced;       // rows that are read whatever the query
+  bool readable;    // false: everything is to be read
+
+  __device__ __forceinline__ int ForcedRow(int i, int sinks) const {
+    return i < sinks ? i : coded_end + (i - sinks);
+  }
+  // First slot of segment j in arrays of the index over [kv_head][segment][slot].
+  __device__ __forceinline__ int64_t Slot(int j, int per_segment) const {
+    return (static_cast<int64_t>(head) * index->segments + j) * per_segment;
+  }
+};
+
+__device__ __forceinline__ Unit MakeUnit(const Step& step, int number) {
+  Unit unit;
+  unit.number = number;
+  unit.sequence = number / step.kv_heads;
+  unit.head = number % step.kv_heads;
+  unit.tokens = __ldg(step.lengths + unit.sequence);
+  unit.index = step.indexes != nullptr ? step.indexes[unit.sequence] : nullptr;
+  unit.segments = unit.closed = unit.pages = unit.coded_end = 0;
+  unit.readable = false;
+  unit.forced = unit.tokens;
+  if (unit.index == nullptr || unit.tokens < step.dense_below || step.mode == Mode::kDense)
+    return unit;
+  const int usable = unit.tokens - step.recent;
+  const int indexed = unit.index->closed;
+  unit.closed = max(0, min(indexed, usable / step.segment_size));
+  if (unit.closed == indexed) {
+    unit.pages = max(0, min(unit.index->pages,
+                            (usable - unit.closed * step.segment_size) / Options::kPage));
+  }
+  unit.segments = unit.closed + (unit.pages > 0 ? 1 : 0);
+  unit.coded_end = unit.closed * step.segment_size + unit.pages * Options::kPage;
+  unit.forced = step.sinks + unit.tokens - unit.coded_end;
+  unit.readable = unit.coded_end > step.sinks && unit.forced <= step.forced_room &&
+                  unit.index->segment_size == step.segment_size &&
+                  unit.index->slots == step.slots && unit.index->head_dim == step.head_dim &&
+                  unit.index->unfit[unit.head] == 0 &&
+                  (step.mode == Mode::kPaper || unit.index->bits == step.bits);
+  return unit;
+}
+
+// The same when an earlier kernel has decided: REQUIRES rank to have run.
+__device__ __forceinline__ bool IsDense(const Step& step, const Unit& unit) {
+  return __ldcg(step.dense + unit.number) != 0;
+}
+
+__device__ __forceinline__ float ReadElement(const void* p, Element type, int64_t i) {
+  switch (type) {
+    case Element::kF32:
+      return static_cast<const float*>(p)[i];
+    case Element::kF16:
+      return __half2float(static_cast<const __half*>(p)[i]);
+    default:
+      return __bfloat162float(static_cast<const __nv_bfloat16*>(p)[i]);
+  }
+}
+__device__ __forceinline__ void WriteElement(void* p, Element type, int64_t i, float x) {
+  switch (type) {
+    case Element::kF32:
+      static_cast<float*>(p)[i] = x;
+      break;
+    case Element::kF16:
+      static_cast<__half*>(p)[i] = __float2half(x);
+      break;
+    default:
+      static_cast<__nv_bfloat16*>(p)[i] = __float2bfloat16(x);
+  }
+}
+
+// Element x of the group's query head g.
+__device__ __forceinline__ float QueryElement(const Step& step, const Unit& unit, int g, int x) {
+  const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
+  return ReadElement(step.q, step.q_type, head * step.head_dim + x);
+}
+
+// Two elements in 16 bits each, to two floats.
+__device__ __forceinline__ float2 OpenPair(uint32_t pair, Element type) {
+  if (type == Element::kF16) return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+}
+
+// The group's queries for one warp, in the type that tensor cores multiply.
+template <bool kBF16, int kDim, int kHeadTiles>
+__device__ __forceinline__ void LoadQuery(const Step& step, const Unit& unit,
+                                          QueryTile<kDim, kHeadTiles>& q) {
+  const int64_t first = int64_t{unit.number} * step.group * kDim;
+  q.Load(threadIdx.x & 31, step.group, [&](int head, int x) {
+    const int64_t at = first + head * kDim + x;
+    if (step.q_type == Element::kF32) {
+      const auto* from = reinterpret_cast<const float4*>(static_cast<const float*>(step.q) + at);
+      const float4 a = from[0];
+      const float4 b = from[1];
+      return uint4{Pack<kBF16>(a.x, a.y), Pack<kBF16>(a.z, a.w), Pack<kBF16>(b.x, b.y),
+                   Pack<kBF16>(b.z, b.w)};
+    }
+    const uint4 piece = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(step.q) + at);
+    if ((step.q_type == Element::kBF16) == kBF16) return piece;
+    uint32_t words[4];
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const float2 pair = OpenPair(Word(piece, w), step.q_type);
+      words[w] = Pack<kBF16>(pair.x, pair.y);
+    }
+    return uint4{words[0], words[1], words[2], words[3]};
+  });
+}
+
+template <class Row>
+__device__ __forceinline__ const uint8_t* KeyRow(const Step& step, const Unit& unit, int position) {
+  return static_cast<const uint8_t*>(step.cache.keys) +
+         step.cache.Offset(unit.sequence, position, unit.head) * Row::kBytes;
+}
+template <class Row>
+__device__ __forceinline__ const uint8_t* ValueRow(const Step& step, const Unit& unit,
+                                                   int position) {
+  return static_cast<const uint8_t*>(step.cache.values) +
+         step.cache.Offset(unit.sequence, position, unit.head) * Row::kBytes;
+}
+
+// Soft cap of a logit; all in octaves.
+__device__ __forceinline__ float Capped(float x, float cap) {
+  return cap > 0 ? cap * tanhf(x / cap) : x;
+}
+
+// CodeBook::error.
+__device__ __forceinline__ float CodeError(int bits) {
+  constexpr float kTwo = kCodeBooks[2].error;
+  constexpr float kThree = kCodeBooks[3].error;
+  constexpr float kFour = kCodeBooks[4].error;
+  return bits == 2 ? kTwo : bits == 3 ? kThree : kFour;
+}
+
+// --- levels and bins; `x` is a logit relative to the anchor, in octaves ---
+
+__device__ __forceinline__ int LevelOf(float x) {
+  const float level = (x + kBelowAnchor) * kLevelsPerOctave;
+  return static_cast<int>(fminf(fmaxf(level, 0.0f), static_cast<float>(kLastLevel)));
+}
+// The logit in the middle of what a level, or a bin of levels, stands for.
+__device__ __forceinline__ float LogitOfLevel(int level) {
+  return (static_cast<float>(level) + 0.5f) / kLevelsPerOctave - kBelowAnchor;
+}
+__device__ __forceinline__ float LogitOfBin(int bin) {
+  return (static_cast<float>(bin) + 0.5f) / kBinsPerOctave - kBelowAnchor;
+}
+__device__ __forceinline__ int BinOf(float x) { return LevelOf(x) / kLevelsPerBin; }
+__device__ __forceinline__ int MassBinOf(float x) {
+  constexpr int kLevels = kLevelsPerOctave / kMassBinsPerOctave;
+  return LevelOf(x) / kLevels;
+}
+// The upper end.
+__device__ __forceinline__ float LogitAboveMassBin(int bin) {
+  return static_cast<float>(bin + 1) / kMassBinsPerOctave - kBelowAnchor;
+}
+
+// The anchors, which rank leaves in device memory.
+__device__ __forceinline__ float AnchorOf(const Step& step, const Unit& unit, int g) {
+  return __uint_as_float(__ldcg(step.anchors + static_cast<int64_t>(unit.number) * step.group + g));
+}
+
+// --- sums; all threads of the warp or block take part ---
+
+template <class T>
+__device__ __forceinline__ T WarpSum(T x) {
+#pragma unroll
+  for (int k = 16; k > 0; k >>= 1) x += __shfl_xor_sync(kAllLanes, x, k);
+  return x;
+}
+
+// Inclusive, over lanes.
+template <class T>
+__device__ __forceinline__ T WarpScan(T x, int lane) {
+#pragma unroll
+  for (int k = 1; k < 32; k <<= 1) {
+    const T y = __shfl_up_sync(kAllLanes, x, k);
+    if (lane >= k) x += y;
+  }
+  return x;
+}
+
+// Exclusive, over the block's threads; *total is of all. `scratch`: kBlockWarps ints.
+__device__ __forceinline__ int BlockScan(int x, int* scratch, int* total) {
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  const int inclusive = WarpScan(x, lane);
+  __syncthreads();
+  if (lane == 31) scratch[warp] = inclusive;
+  __syncthreads();
+  int before = 0;
+  int all = 0;
+#pragma unroll
+  for (int w = 0; w < kBlockWarps; ++w) {
+    before += w < warp ? scratch[w] : 0;
+    all += scratch[w];
+  }
+  *total = all;
+  return before + inclusive - x;
+}
+
+// Sum of a part's numbers over parts, in order; `of` is [count][stride] and lanes share the reading.
+__device__ __forceinline__ float SumOver(const float* of, int count, int stride) {
+  const int lane = threadIdx.x & 31;
+  float sum = 0;
+  for (int i = lane; i < count; i += 32) sum += __ldcg(of + static_cast<int64_t>(i) * stride);
+  return WarpSum(sum);
+}
+
+}  // namespace tactic::cuda
+
+#endif  // TACTIC_SRC_CUDA_STEP_CUH_

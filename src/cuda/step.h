@@ -1,0 +1,122 @@
+// A decode step as its kernels see it: the request, and buffers in device memory.
+//
+// A *unit* is one KV head of one sequence, number sequence * kv_heads + head. Every stage is a grid
+// of `parts` blocks for each unit, which share the unit's segments: block p takes p, p + parts, and
+// so on. What all blocks of a unit have to know (thresholds) each derives by itself, from integer
+// counts and from sums that are stored part by part and added in order, so a step gives the same
+// bits every time.
+#ifndef TACTIC_SRC_CUDA_STEP_H_
+#define TACTIC_SRC_CUDA_STEP_H_
+
+#include <cstdint>
+
+#include "src/cuda/cache.cuh"
+#include "src/cuda/layout.h"
+#include "tactic/cuda.h"
+
+namespace tactic::cuda {
+
+// What of a query the scan of codes needs beside its bytes.
+struct ScanQuery {
+  float unit;  // rotated and scaled query = unit * bytes
+  float norm;  // |q * scale|^2
+  int32_t sum;  // of the bytes
+};
+
+// Mode paper: what the order of clusters says of one query head. Bins count from the lowest logit.
+struct PaperRanks {
+  int32_t head_bin;  // clusters of this bin and above are the head
+  int32_t head_rows;
+  int32_t window_bin[2];     // near, far
+  int32_t window_stride[2];  // one in so many clusters of the bin is sampled
+  float window_rank[2];
+  int32_t cut_bin;  // clusters of this bin and above are the head's own selection
+  int32_t own_rows;
+};
+
+struct WindowSum {  // of exp2(logit - anchor) over sampled members of a window
+  float sum;
+  float count;
+};
+
+struct Step {
+  // --- the request ---
+  int batch;
+  int kv_heads;
+  int group;
+  int head_dim;
+  int parts;         // of every stage but attend
+  int attend_parts;
+  const void* q;
+  Element q_type;
+  void* out;
+  Element out_type;
+  CacheView cache;
+  float key_unit;    // logits in octaves = products of stored numbers * key_unit
+  float value_unit;  // values = stored numbers * value_unit
+  float scale;       // of the request, times log2(e)
+  float softcap;     // in octaves; 0: none
+  uint32_t signs[8];  // of the rotation (codes.h): bit x % 32 of word x / 32 flips element x
+  const int32_t* lengths;
+  const DeviceIndex* const* indexes;  // or null: everything is read
+
+  // --- options ---
+  Mode mode;
+  float target;
+  int sinks;
+  int recent;
+  int segment_size;
+  int slots;
+  int dense_below;
+  float skip_share, skip_token, unread_margin, skipped_margin;
+  int rounds;
+  int round;  // mode tactic: of this launch of verify
+  int tail;
+  int bits;
+  float dense_share;
+  float head_share, near_window, far_window, window_share;
+
+  // --- buffers; [unit] first, then as said ---
+  int segments;        // room for
+  int forced_room;     // rows
+  uint32_t* anchors;   // [group]: float bits
+  uint8_t* dense;      // 1: the unit is read densely
+  ScanQuery* queries;  // [group]
+  int8_t* rotated;     // [group][head_dim]
+  float* scores;       // [segment * slots][group]: logits of centroids, in octaves
+  uint32_t* bounds;    // [segment * slots][group]: two f16, estimated mass and largest token, both in
+                       // octaves over the anchor
+  uint32_t* cluster_bins;  // [group][kBins]: mode paper: tokens by their cluster's logit; mode
+                           // tactic: clusters by estimated mass, the first kMassBins only
+  float* part_forced;      // [part][group]: mass of forced rows, relative to the anchor
+  float* part_floors;      // [part][group]: of clusters, at least
+  // Forced rows, then for every segment the rows chosen of it.
+  int32_t* forced_rows;   // [forced_room]: positions
+  float* forced_logits;   // [forced_room][group]
+  int32_t* rows;          // [segment * segment_size]
+  uint16_t* tags;         // likewise: place among the segment's members (tactic); cluster (paper)
+  float* logits;          // [segment * segment_size][group]
+  int32_t* counts;        // [segment]
+  // Mode tactic.
+  uint16_t* levels;       // [segment * segment_size][group]
+  uint8_t* kept;          // [segment * slots]
+  uint32_t* key_bins;     // [group][kBins]: keys
+  float* skipped;         // [segment][group]: mass of clusters that were skipped
+  float* unread;          // [segment * slots][group]: mass of members that are not read
+  float* exact;           // [1 + kMaxRounds][segment][group]: own mass that a round found; mode
+                          // paper: all of it, in the first
+  int32_t* thresholds;    // [1 + kMaxRounds][group]: levels from here up are read after the round
+  // Mode paper.
+  uint64_t* bin_masses;   // [group][kBins], see paper.cu
+  PaperRanks* ranks;      // [group]
+  WindowSum* windows;     // [part][group][2]
+  // attend
+  float* states;          // [part][group][kStateSize]
+  uint32_t* finished;     // parts done
+  DeviceReport* reports;  // [group]
+  int32_t* listed;        // [2]: forced rows, and segments whose rows are listed; 0 when dense
+};
+
+}  // namespace tactic::cuda
+
+#endif  // TACTIC_SRC_CUDA_STEP_H_

@@ -1,0 +1,325 @@
+// The stages of mode tactic: scan, verify, attend.
+#ifndef TACTIC_TESTS_CUDA_JUDGE_TACTIC_H_
+#define TACTIC_TESTS_CUDA_JUDGE_TACTIC_H_
+
+#include <cstring>
+
+#include "tests/cuda/judge.h"
+
+namespace tactic::cuda {
+
+class TacticJudge {
+ public:
+  TacticJudge(const UnitView& u, const HeadIndex& index, Verdict* verdict)
+      : u_(u), step_(u.step), index_(index), clusters_(index.coded.clusters), v_(verdict),
+        group_(u.step.group) {}
+
+  void Judge() {
+    anchors_ = JudgeRank(u_, index_, v_);
+    ReadQueries();
+    JudgeBounds();
+    JudgeKept();
+    JudgeLevels();
+    JudgeThresholds();
+    JudgeRows();
+    JudgeUnread();
+    JudgeOutputs();
+  }
+
+ private:
+  // Level of member i of cluster c for head g.
+  int Level(size_t c, size_t i, int g) const {
+    const size_t key = static_cast<size_t>(clusters_[c].segment) * step_.segment_size +
+                       index_.first_key[c] + i;
+    return levels_[key * group_ + g];
+  }
+  static double MassOfBin(int bin) { return std::exp2((bin + 0.5) / kBinsPerOctave - kBelowAnchor); }
+
+  // As the device rounded them: another rounding of one element would show in every key.
+  void ReadQueries() {
+    const int dim = step_.head_dim;
+    const auto bytes = u_.Of(step_.rotated, size_t(group_) * dim);
+    const auto facts = u_.Of(step_.queries, group_);
+    for (int g = 0; g < group_; ++g) {
+      oracle::CodedQuery query = oracle::MakeCodedQuery(u_.Query(g), u_.world.request.scale,
+                                                        u_.world.request.softcap);
+      v_->Near(facts[g].norm, query.norm, 1e-4 * query.norm, "norm of a query");
+      int sum = 0;
+      for (int x = 0; x < dim; ++x) {
+        const double got = double{facts[g].unit} * bytes[g * dim + x];
+        v_->Near(got, query.rotated[x], 1.01 * facts[g].unit, "rotated query");
+        query.rotated[x] = got;
+        sum += bytes[g * dim + x];
+      }
+      v_->That(facts[g].sum == sum, "sum of a query's bytes");
+      queries_.push_back(query);
+    }
+  }
+
+  void JudgeBounds() {
+    const auto bounds = u_.Of(step_.bounds, size_t(step_.segments) * step_.slots * group_);
+    const auto floors = u_.Of(step_.part_floors, size_t(step_.parts) * group_);
+    for (int g = 0; g < group_; ++g) {
+      double floor = 0;
+      double got = 0;
+      masses_.emplace_back();
+      tokens_.emplace_back();
+      for (size_t c = 0; c < clusters_.size(); ++c) {
+        const uint32_t both = bounds[index_.slot_of[c] * group_ + g];
+        const double mass = FromHalf(static_cast<uint16_t>(both));
+        const double token = FromHalf(static_cast<uint16_t>(both >> 16));
+        const oracle::ClusterEstimate want = oracle::EstimateCluster(queries_[g], clusters_[c]);
+        const double want_mass = want.mass / kOctave - anchors_[g];
+        const double want_token = want.token / kOctave - anchors_[g];
+        v_->Near(mass, want_mass, 0.15 + std::fabs(want_mass) / 256, "mass of a cluster");
+        if (!clusters_[c].page) {
+          v_->That(token >= want_token - 0.03 - std::fabs(want_token) / 512,
+                   "a token's bound is no lower than the oracle's");
+          const double spread = want_token + anchors_[g];
+          v_->Near(token, want_token, 0.1 + 0.02 * std::fabs(spread) + std::fabs(want_token) / 64,
+                   "a token's bound");
+        }
+        floor += std::exp2(want.floor / kOctave - anchors_[g]);
+        masses_[g].push_back(mass);
+        tokens_[g].push_back(token);
+      }
+      for (int p = 0; p < step_.parts; ++p) got += floors[p * group_ + g];
+      v_->Near(got, floor, 4e-3 * floor, "least mass of all clusters");
+      const auto forced = u_.Of(step_.part_forced, size_t(step_.parts) * group_);
+      fixed_.push_back(0);
+      for (int p = 0; p < step_.parts; ++p) fixed_[g] += forced[p * group_ + g];
+      rest_.push_back((1 - u_.options.target) * (fixed_[g] + got));
+    }
+  }
+
+  void JudgeKept() {
+    const auto kept = u_.Of(step_.kept, size_t(step_.segments) * step_.slots);
+    const auto skipped = u_.Of(step_.skipped, size_t(step_.segments) * group_);
+    std::vector<std::vector<double>> sums(group_, std::vector<double>(index_.segments, 0.0));
+    for (size_t c = 0; c < clusters_.size(); ++c) kept_.push_back(kept[index_.slot_of[c]] != 0);
+    for (int g = 0; g < group_; ++g) {
+      double all = 0;
+      for (size_t c = 0; c < clusters_.size(); ++c) {
+        if (kept_[c]) continue;
+        const double mass = std::exp2(masses_[g][c]);
+        sums[g][clusters_[c].segment] += mass;
+        all += mass;
+        v_->That(!clusters_[c].page, "pages are kept");
+        v_->That(std::exp2(tokens_[g][c]) <= u_.options.skip_token * rest_[g] * 1.02,
+                 "no skipped cluster has a token that may matter");
+      }
+      v_->That(all <= u_.options.skip_share * rest_[g] * 1.02, "skipped clusters are negligible");
+      skipped_.push_back(0);
+      for (int j = 0; j < index_.segments; ++j) {
+        v_->Near(skipped[j * group_ + g], sums[g][j], 2e-3 * sums[g][j] + 1e-30,
+                 "skipped mass of a segment");
+        skipped_[g] += skipped[j * group_ + g];
+      }
+    }
+    // Not everything is kept for nothing: the oracle's choice, with its budget cut to a third.
+    Options strict = u_.options;
+    strict.skip_share /= 3;
+    strict.skip_token /= 1.5;
+    std::vector<bool> must(clusters_.size(), false);
+    for (int g = 0; g < group_; ++g) {
+      const oracle::TacticHead head =
+          oracle::MakeTacticHead(queries_[g], index_.coded, {anchors_[g] * kOctave});
+      oracle::TacticHead scaled = head;
+      scaled.at_least = (fixed_[g] * std::exp((anchors_[g] * kOctave) - head.reference)) +
+                        head.at_least - head.fixed;
+      const auto skippable = oracle::Skippable(scaled, index_.coded, strict);
+      for (size_t c = 0; c < must.size(); ++c) must[c] = must[c] || !skippable[c];
+    }
+    for (size_t c = 0; c < must.size(); ++c)
+      v_->That(kept_[c] <= must[c], "a cluster is kept that nobody needs");
+  }
+
+  void JudgeLevels() {
+    levels_ = u_.Of(step_.levels, size_t(step_.segments) * step_.segment_size * group_);
+    bins_.assign(group_, std::vector<int>(kBins, 0));
+    for (size_t c = 0; c < clusters_.size(); ++c) {
+      if (!kept_[c]) continue;
+      for (size_t i = 0; i < clusters_[c].members.size(); ++i) {
+        for (int g = 0; g < group_; ++g) {
+          const double want =
+              oracle::EstimateKey(queries_[g], clusters_[c], i).Key() / kOctave - anchors_[g];
+          const int level = Level(c, i, g);
+          const double at =
+              std::min(std::max(want + kBelowAnchor, 0.0) * kLevelsPerOctave, double{kLastLevel});
+          v_->Near(level + 0.5, at, 3 + 0.1 * std::fabs(want), "level of a key");
+          ++bins_[g][level / kLevelsPerBin];
+        }
+      }
+    }
+  }
+
+  double MassFrom(int g, int level) const {
+    double mass = 0;
+    for (int b = kBins - 1; b * kLevelsPerBin >= level; --b) mass += bins_[g][b] * MassOfBin(b);
+    return mass;
+  }
+
+  // Exact mass of head g's kept keys with levels in [low, high).
+  double ExactBetween(int g, int low, int high) const {
+    double mass = 0;
+    for (size_t c = 0; c < clusters_.size(); ++c) {
+      for (size_t i = 0; kept_[c] && i < clusters_[c].members.size(); ++i) {
+        if (Level(c, i, g) >= low && Level(c, i, g) < high)
+          mass += std::exp2(u_.logits[g][clusters_[c].members[i]] - anchors_[g]);
+      }
+    }
+    return mass;
+  }
+
+  void JudgeThresholds() {
+    const size_t heads = size_t(step_.batch) * step_.kv_heads * group_;
+    const size_t units = size_t(step_.batch) * step_.kv_heads;
+    const auto thresholds = FromDevice(step_.thresholds, heads * (1 + step_.rounds));
+    const Options& o = u_.options;
+    const double p = o.target;
+    const int first = static_cast<int>(u_.Number()) * group_;
+    exact_ = fixed_;
+    std::vector<int> before(group_, kLastLevel + 1);
+    for (int round = 0; round <= step_.rounds; ++round) {
+      bool any = false;
+      std::vector<int> now(group_);
+      for (int g = 0; g < group_; ++g) {
+        now[g] = thresholds[round * heads + first + g];
+        any = any || now[g] < before[g];
+      }
+      for (int g = 0; g < group_; ++g) {
+        const double total = MassFrom(g, 0);
+        const double estimated = MassFrom(g, before[g]);
+        const double unread = o.unread_margin * std::max(0.0, total - estimated) +
+                              o.skipped_margin * skipped_[g];
+        const double share = exact_[g] / (exact_[g] + unread);
+        if (now[g] == before[g]) {
+          v_->That(share >= p - 2e-3 || before[g] == 0 || round == 0,
+                   "head " + std::to_string(g) + " stopped at " + std::to_string(share));
+          continue;
+        }
+        v_->That(share < p + 2e-3, "a head reads on that has reached the target");
+        const double ratio =
+            estimated > 0 ? std::clamp((exact_[g] - fixed_[g]) / estimated, 0.5, 1.0) : 1;
+        const double need = estimated + (p * (exact_[g] + unread) - exact_[g]) /
+                                            (ratio * (1 - p) + p * o.unread_margin);
+        const double slack = 5e-3 * need + 1e-3 * total;
+        v_->That(MassFrom(g, now[g]) >= need - slack || now[g] == 0, "a threshold reads enough");
+        v_->That(MassFrom(g, now[g] + kLevelsPerBin) <= need + slack || now[g] >= before[g],
+                 "a threshold reads no more than it needs");
+        const double found = ExactBetween(g, now[g], before[g]);
+        exact_[g] += found;
+        // What the device believes it found.
+        const auto sums = FromDevice(
+            step_.exact + (round * units + u_.Number()) * step_.segments * group_,
+            size_t(step_.segments) * group_);
+        double got = 0;
+        for (int j = 0; j < index_.segments; ++j) got += sums[j * group_ + g];
+        v_->Near(got, found, 5e-3 * found + 1e-9, "exact mass of a round");
+      }
+      before = now;
+    }
+    thresholds_ = before;
+  }
+
+  bool Chosen(size_t c, size_t i) const {
+    bool chosen = false;
+    for (int g = 0; g < group_; ++g) chosen = chosen || Level(c, i, g) >= thresholds_[g];
+    return chosen;
+  }
+
+  void JudgeRows() {
+    const auto counts = u_.Of(step_.counts, step_.segments);
+    const auto rows = u_.Of(step_.rows, size_t(step_.segments) * step_.segment_size);
+    const auto logits = u_.Of(step_.logits, size_t(step_.segments) * step_.segment_size * group_);
+    std::vector<std::set<int64_t>> want(index_.segments);
+    for (size_t c = 0; c < clusters_.size(); ++c) {
+      for (size_t i = 0; kept_[c] && i < clusters_[c].members.size(); ++i) {
+        if (Chosen(c, i)) want[clusters_[c].segment].insert(clusters_[c].members[i]);
+      }
+    }
+    rows_ = ForcedRows(u_, index_);
+    for (int j = 0; j < index_.segments; ++j) {
+      const size_t at = size_t(j) * step_.segment_size;
+      std::set<int64_t> got(rows.begin() + at, rows.begin() + at + counts[j]);
+      v_->That(got == want[j] && static_cast<int>(got.size()) == counts[j],
+               "rows of segment " + std::to_string(j));
+      for (int i = 0; i < counts[j]; ++i) {
+        for (int g = 0; g < group_; ++g)
+          v_->Near(logits[(at + i) * group_ + g], u_.logits[g][rows[at + i]], 3e-3, "logit");
+      }
+      rows_.insert(rows_.end(), want[j].begin(), want[j].end());
+    }
+  }
+
+  void JudgeUnread() {
+    if (step_.tail == 0) return;
+    const auto unread = u_.Of(step_.unread, size_t(step_.segments) * step_.slots * group_);
+    for (int g = 0; g < group_; ++g) {
+      weights_.emplace_back(clusters_.size(), 0.0);
+      for (size_t c = 0; c < clusters_.size(); ++c) {
+        if (!kept_[c]) continue;
+        for (size_t i = 0; i < clusters_[c].members.size(); ++i) {
+          if (Chosen(c, i)) continue;
+          const double half = oracle::EstimateKey(queries_[g], clusters_[c], i).half_variance;
+          weights_[g][c] += std::exp2((Level(c, i, g) + 0.5) / kLevelsPerOctave - kBelowAnchor -
+                                      half / kOctave);
+        }
+        v_->Near(unread[index_.slot_of[c] * group_ + g], weights_[g][c],
+                 1e-3 * weights_[g][c] + 1e-30, "unread mass of a cluster");
+      }
+    }
+  }
+
+  void JudgeOutputs() {
+    const auto skipped = u_.Of(step_.skipped, size_t(step_.segments) * group_);
+    for (int g = 0; g < group_; ++g) {
+      const double lse = u_.LseOf(g, rows_);
+      double sum = 0;
+      oracle::Row out(u_.values[0].size(), 0.0);
+      const auto add = [&](double weight, const oracle::Row& value) {
+        sum += weight;
+        for (size_t x = 0; x < out.size(); ++x) out[x] += weight * value[x];
+      };
+      for (int64_t p : rows_) add(std::exp2(u_.logits[g][p] - lse), u_.values[p]);
+      if (step_.tail != 0) {
+        const double relative = std::exp2(anchors_[g] - lse);
+        for (size_t c = 0; c < clusters_.size(); ++c)
+          add(weights_[g][c] * relative, clusters_[c].mean);
+        for (int j = 0; j < index_.segments; ++j)
+          add(skipped[j * group_ + g] * relative, index_.coded.means[j]);
+      }
+      for (double& x : out) x /= sum;
+      JudgeOutput(u_, g, out, v_);
+      const DeviceReport& r = u_.reports[g];
+      const double estimated = MassFrom(g, thresholds_[g]);
+      const double believed =
+          exact_[g] /
+          (exact_[g] + std::max(0.0, MassFrom(g, 0) - estimated) + skipped_[g]);
+      v_->Near(r.p_hat, believed, 5e-3, "p_hat");
+      v_->Near(r.union_lse, lse * kOctave, 3e-3, "lse of the union");
+      v_->Near(r.own_lse, (anchors_[g] + std::log2(exact_[g])) * kOctave, 5e-3, "own lse");
+      v_->That(r.union_rows == static_cast<int>(rows_.size()), "rows of the union");
+    }
+  }
+
+  const UnitView& u_;
+  const Step& step_;
+  const HeadIndex& index_;
+  const std::vector<oracle::CodedCluster>& clusters_;
+  Verdict* const v_;
+  const int group_;
+  std::vector<double> anchors_, fixed_, rest_, skipped_, exact_;
+  std::vector<oracle::CodedQuery> queries_;
+  std::vector<std::vector<double>> masses_, tokens_;  // [group][cluster]
+  std::vector<bool> kept_;
+  std::vector<uint16_t> levels_;
+  std::vector<std::vector<int>> bins_;
+  std::vector<int> thresholds_;
+  std::vector<int64_t> rows_;
+  std::vector<std::vector<double>> weights_;
+};
+
+}  // namespace tactic::cuda
+
+#endif  // TACTIC_TESTS_CUDA_JUDGE_TACTIC_H_
