@@ -14,10 +14,8 @@ namespace tactic::cuda {
 namespace {
 
 struct AttendShared {
-  HeadMass masses[kMaxGroup];
   int scratch[kBlockWarps];
-  int gave_up;
-  int last;
+  int flag;
 };
 
 // Where the rows of a unit are: forced ones first, then those of each segment.
@@ -237,46 +235,42 @@ __device__ void MergeStates(const float* states, int count, int64_t stride, int 
   }
 }
 
-// What mode paper knows of a head. One warp.
-__device__ HeadMass PaperMass(const Step& step, const Unit& unit, int g) {
-  HeadMass m = {};
-  m.fixed = SumOver(step.part_forced + int64_t{unit.number} * step.parts * step.group + g,
-                    step.parts, step.group);
-  m.exact = m.fixed + SumOver(step.exact + int64_t{unit.number} * step.segments * step.group + g,
-                              unit.segments, step.group);
-  m.rows = step.ranks[int64_t{unit.number} * step.group + g].own_rows;
-  return m;
+// What a head of a unit that was not read densely is known to have selected.
+__device__ void ReportOwn(const Step& step, const Unit& unit, int g, DeviceReport* report) {
+  const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
+  float exact = 0;
+  if (step.mode == Mode::kTactic) {
+    const HeadMass& m = step.masses[head];
+    exact = m.exact;
+    report->own_rows = m.rows + unit.forced;
+    report->p_hat = Believed(m);
+    report->rounds = m.rounds;
+  } else {
+    for (int p = 0; p < step.rank_parts; ++p) {
+      exact += step.part_forced[(int64_t{unit.number} * step.rank_parts + p) * step.group + g];
+    }
+    for (int j = 0; j < unit.segments; ++j)
+      exact += step.exact[(int64_t{unit.number} * step.segments + j) * step.group + g];
+    report->own_rows = step.ranks[head].own_rows + unit.forced;
+    report->p_hat = -1;
+  }
+  report->own_lse = (AnchorOf(step, unit, g) + log2f(exact)) * kLn2;
 }
 
 template <int kDim>
-__device__ void Finish(const Step& step, const Unit& unit, const AttendShared& shared, bool dense,
-                       int union_rows, int g, int x, float sum, float max, float weights,
-                       float rows) {
+__device__ void Finish(const Step& step, const Unit& unit, bool dense, int union_rows, int g, int x,
+                       float sum, float max, float weights, float rows) {
   const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
   WriteElement(step.out, step.out_type, head * kDim + x, weights > 0 ? sum / weights : 0.0f);
   if (x != 0) return;
   DeviceReport report;
-  report.union_rows = dense ? unit.tokens : union_rows;
+  report.union_rows = union_rows;
   report.union_lse = (max + log2f(rows)) * kLn2;
   report.own_rows = report.union_rows;
   report.own_lse = report.union_lse;
   report.p_hat = 1;
   report.rounds = 0;
-  if (!dense) {
-    const HeadMass& m = shared.masses[g];
-    report.own_rows = m.rows + unit.forced;
-    report.own_lse = (AnchorOf(step, unit, g) + log2f(m.exact)) * kLn2;
-    report.p_hat = -1;
-  }
-  if (!dense && step.mode == Mode::kTactic) {
-    const HeadMass& m = shared.masses[g];
-    report.p_hat = m.Believed();
-    const int64_t heads = static_cast<int64_t>(step.batch) * step.kv_heads * step.group;
-    for (int round = 1; round <= step.rounds; ++round) {
-      report.rounds += __ldcg(step.thresholds + round * heads + head) !=
-                       __ldcg(step.thresholds + (round - 1) * heads + head);
-    }
-  }
+  if (!dense) ReportOwn(step, unit, g, &report);
   step.reports[head] = report;
   if (g != 0) return;
   step.listed[2 * unit.number] = dense ? 0 : unit.forced;
@@ -292,33 +286,17 @@ __global__ void __launch_bounds__(kBlockThreads, kDim > 128 || kHeadTiles > 1 ? 
   const int thread = threadIdx.x;
   const int lane = thread & 31;
   const int warp = thread >> 5;
-  if (thread == 0) shared.gave_up = 0;
-  __syncthreads();
   WaitForPrevious();
   LetNextBegin();
   const Unit unit = MakeUnit(step, blockIdx.y);
-  bool dense = kDense || !unit.readable || IsDense(step, unit);
+  const bool dense = kDense || IsDense(step, unit);
   RowList list = {};
-  if (!kDense && !dense) {
-    for (int g = warp; g < step.group; g += kBlockWarps) {
-      LaneBins all;
-      const HeadMass m = step.mode == Mode::kTactic
-                             ? MassAfter(step, unit, g, step.rounds + 1, &all)
-                             : PaperMass(step, unit, g);
-      if (lane != 0) continue;
-      shared.masses[g] = m;
-      if (step.mode == Mode::kTactic && step.rounds > 0 &&
-          m.Believed() < step.target - kLargestShortfall)
-        atomicOr(&shared.gave_up, 1);
-    }
-    list = ListRows(step, unit, reinterpret_cast<int*>(dynamic), shared.scratch);
-    dense = shared.gave_up != 0;
-  }
+  if (!dense) list = ListRows(step, unit, reinterpret_cast<int*>(dynamic), shared.scratch);
   SoftmaxTile<kDim, kHeadTiles> state;
   float max_rows[kHeadTiles][2];
   float sum_rows[kHeadTiles][2];
   state.Clear();
-  const int64_t rows = dense ? unit.tokens : list.total;
+  const int rows = dense ? unit.tokens : list.total;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   const auto begin = static_cast<int>(tiles * blockIdx.x / gridDim.x);
   const auto end = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x);
@@ -330,58 +308,41 @@ __global__ void __launch_bounds__(kBlockThreads, kDim > 128 || kHeadTiles > 1 ? 
     state.EndRows(max_rows, sum_rows);
     if (step.mode == Mode::kTactic && step.tail != 0) AddTail(step, unit, state);
   }
-  __syncthreads();
-  constexpr int kSize = kStateSize<kDim>;
-  const int group_size = step.group * kSize;
-  state.Store(max_rows, sum_rows, dynamic + warp * group_size, step.group, step.value_unit, lane);
-  __syncthreads();
-  // What the step's earlier kernels need to find zero again.
+  // What rank counts into has to be zero again, and nobody reads it any more.
   if (!kDense) {
     const int64_t bins = static_cast<int64_t>(unit.number) * step.group * kBins;
     for (int i = blockIdx.x * kBlockThreads + thread; i < step.group * kBins;
          i += gridDim.x * kBlockThreads) {
       step.cluster_bins[bins + i] = 0;
       if (step.mode == Mode::kPaper) step.bin_masses[bins + i] = 0;
+      if (step.mode == Mode::kTactic) step.key_bins[bins + i] = 0;
     }
   }
+  __syncthreads();
+  constexpr int kSize = kStateSize<kDim>;
+  const int group_size = step.group * kSize;
+  state.Store(max_rows, sum_rows, dynamic + warp * group_size, step.group, step.value_unit, lane);
+  __syncthreads();
+  const auto finish = [&](int g, int x, float sum, float max, float weights, float of_rows) {
+    Finish<kDim>(step, unit, dense, rows, g, x, sum, max, weights, of_rows);
+  };
   if (gridDim.x == 1) {
-    MergeStates<kDim, false>(dynamic, kBlockWarps, group_size, step.group,
-                      [&](int g, int x, float sum, float max, float weights, float of_rows) {
-                        Finish<kDim>(step, unit, shared, dense, list.total, g, x, sum, max, weights,
-                                     of_rows);
-                      });
-  } else {
-    float* states = step.states + static_cast<int64_t>(unit.number) * gridDim.x * group_size;
-    float* mine = states + blockIdx.x * group_size;
-    MergeStates<kDim, false>(dynamic, kBlockWarps, group_size, step.group,
-                      [&](int g, int x, float sum, float max, float weights, float of_rows) {
-                        float* of = mine + g * kSize;
-                        of[x] = sum;
-                        if (x != 0) return;
-                        of[kDim] = max;
-                        of[kDim + 1] = weights;
-                        of[kDim + 2] = of_rows;
-                      });
-    __threadfence();
-    __syncthreads();
-    if (thread == 0) {
-      shared.last = atomicAdd(step.finished + unit.number, 1u) == gridDim.x - 1 ? 1 : 0;
-    }
-    __syncthreads();
-    if (shared.last == 0) return;
-    __threadfence();
-    MergeStates<kDim, true>(states, gridDim.x, group_size, step.group,
-                      [&](int g, int x, float sum, float max, float weights, float of_rows) {
-                        Finish<kDim>(step, unit, shared, dense, list.total, g, x, sum, max, weights,
-                                     of_rows);
-                      });
-    if (thread == 0) step.finished[unit.number] = 0;
+    MergeStates<kDim, false>(dynamic, kBlockWarps, group_size, step.group, finish);
+    return;
   }
-  // Nobody reads these bins any more: every block of the unit has done so before it ended.
-  if (!kDense && step.mode == Mode::kTactic) {
-    const int64_t bins = static_cast<int64_t>(unit.number) * step.group * kBins;
-    for (int i = thread; i < step.group * kBins; i += kBlockThreads) step.key_bins[bins + i] = 0;
-  }
+  float* states = step.states + static_cast<int64_t>(unit.number) * gridDim.x * group_size;
+  float* mine = states + blockIdx.x * group_size;
+  MergeStates<kDim, false>(dynamic, kBlockWarps, group_size, step.group,
+                           [&](int g, int x, float sum, float max, float weights, float of_rows) {
+                             float* of = mine + g * kSize;
+                             of[x] = sum;
+                             if (x != 0) return;
+                             of[kDim] = max;
+                             of[kDim + 1] = weights;
+                             of[kDim + 2] = of_rows;
+                           });
+  if (!EndsLast(step, unit, &shared.flag)) return;
+  MergeStates<kDim, true>(states, gridDim.x, group_size, step.group, finish);
 }
 
 }  // namespace

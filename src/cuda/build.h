@@ -28,11 +28,11 @@ struct BuildBook {
 };
 
 struct Build {
-  DeviceIndex index;     // its pointers and sizes; what is published is in device memory alone
+  DeviceIndex index;  // its pointers and sizes; what is published is in device memory alone
   DeviceIndex* published;
   CacheView cache;
   int sequence;
-  float key_unit;    // a key is stored numbers * key_unit
+  float key_unit;  // a key is stored numbers * key_unit
   float value_unit;
   uint32_t signs[8];  // of the rotation: bit x % 32 of word x / 32 flips element x
   BuildBook book;

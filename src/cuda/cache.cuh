@@ -65,8 +65,14 @@ inline Status MakeCacheView(const KvCache& cache, int head_dim, CacheView* view)
   if (fp8 && !(cache.key_scale > 0)) return Status::InvalidArgument("cache.key_scale is not > 0");
   if (fp8 && !(cache.value_scale > 0))
     return Status::InvalidArgument("cache.value_scale is not > 0");
-  *view = {cache.keys,        cache.values,      cache.block_stride, cache.row_stride,
-           cache.head_stride, cache.block_table, cache.max_blocks,   0,
+  *view = {cache.keys,
+           cache.values,
+           cache.block_stride,
+           cache.row_stride,
+           cache.head_stride,
+           cache.block_table,
+           cache.max_blocks,
+           0,
            0};
   if (cache.block_table == nullptr) return Status::Ok();
   if (cache.page_size < 1 || !std::has_single_bit(static_cast<uint32_t>(cache.page_size)))

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "src/cuda/check.h"
+#include "src/cuda/code_tile.cuh"
 #include "src/cuda/decoder_access.h"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
@@ -14,10 +15,10 @@
 namespace tactic::cuda {
 namespace {
 
-// Blocks that a grid should have for each multiprocessor: selection, of small blocks that wait for
-// memory most of the time; attention, of which two fit.
+// Blocks that a stage's grid should have for each multiprocessor.
+constexpr int kRankBlocks = 2;
 constexpr int kSelectBlocks = 4;
-constexpr int kAttendBlocks = 2;
+constexpr int kAttendBlocks = 2;  // as many as fit
 
 template <class T>
 Status Bad(const char* name, const T& value, const char* expected) {
@@ -68,6 +69,7 @@ struct Decoder::Impl {
     const size_t segments = units * s.segments;
     const size_t clusters = segments * s.slots;
     const size_t rows = segments * s.segment_size;
+    const size_t rank_parts = kRankBlocks * multiprocessors + 2 * units;
     const size_t parts = kSelectBlocks * multiprocessors + units;
     const size_t attend_parts = kAttendBlocks * multiprocessors + units;
     const bool tactic = s.mode == Mode::kTactic;
@@ -81,25 +83,28 @@ struct Decoder::Impl {
     carver->Take(&s.anchors, heads);
     carver->Take(&s.scores, clusters * group);
     carver->Take(&s.cluster_bins, heads * kBins);
-    carver->Take(&s.part_forced, parts * group);
-    carver->Take(&s.part_floors, parts * group);
+    carver->Take(&s.part_forced, rank_parts * group);
+    carver->Take(&s.part_floors, rank_parts * group);
     carver->Take(&s.forced_rows, units * s.forced_room);
     carver->Take(&s.forced_logits, units * s.forced_room * group);
     carver->Take(&s.rows, rows);
     carver->Take(&s.tags, rows);
     carver->Take(&s.logits, rows * group);
     carver->Take(&s.counts, segments);
-    carver->Take(&s.exact, (paper ? 1 : 1 + s.rounds) * segments * group);
+    carver->Take(&s.exact, segments * group);
     if (tactic) {
       carver->Take(&s.queries, heads);
-      carver->Take(&s.rotated, heads * shape.head_dim);
+      carver->Take(&s.rotated, units * ((group + kTileHeads - 1) / kTileHeads) *
+                                   CodeQueryWords(shape.head_dim, s.bits) * 32);
+      carver->Take(&s.filters, heads);
+      carver->Take(&s.masses, heads);
+      carver->Take(&s.reading, units);
       carver->Take(&s.bounds, clusters * group);
       carver->Take(&s.levels, rows * group);
       carver->Take(&s.kept, clusters);
       carver->Take(&s.key_bins, heads * kBins);
       carver->Take(&s.skipped, segments * group);
       carver->Take(&s.unread, clusters * group);
-      carver->Take(&s.thresholds, (1 + s.rounds) * heads);
     }
     if (paper) {
       carver->Take(&s.bin_masses, heads * kBins);
@@ -122,7 +127,6 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   constexpr int64_t kMostTokens = int64_t{1} << 26;
   if (max_tokens < 1 || max_tokens > kMostTokens)
     return Bad("max_tokens", max_tokens, "a number from 1 to 2^26");
-  if (options.rounds > kMaxRounds) return Bad("rounds", options.rounds, "at most 4 on a GPU");
 
   std::unique_ptr<Decoder> made(new Decoder());
   Impl& impl = *made->impl_;
@@ -196,6 +200,8 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   const bool fp8 = request.cache.type == Element::kE4M3;
   step.batch = request.batch;
   const int units = request.batch * impl.shape.kv_heads;
+  // Mode tactic has one more, for the queries (rank.cu).
+  step.rank_parts = PartsFor(units, kRankBlocks * impl.multiprocessors) + 1;
   step.parts = PartsFor(units, kSelectBlocks * impl.multiprocessors);
   step.attend_parts = PartsFor(units, kAttendBlocks * impl.multiprocessors);
   step.q = request.q;

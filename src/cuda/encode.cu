@@ -12,6 +12,7 @@
 
 #include "src/cuda/build.h"
 #include "src/cuda/dispatch.h"
+#include "src/cuda/encode_key.cuh"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/quads.cuh"
 
@@ -20,38 +21,6 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
-constexpr uint32_t kInfinity = 0x7f800000u;
-
-// FloatToByte of codes.h.
-__device__ __forceinline__ uint8_t ToByteFloat(float value) {
-  constexpr float kSmallest = 0x1p-23f;
-  if (!(value >= kSmallest)) return 0;
-  if (value >= kLargestByteFloat) return 255;
-  const uint32_t bits = __float_as_uint(value * (1 / kByteFloatUnit));
-  return static_cast<uint8_t>(min(255u, (bits + (1u << 19)) >> 20));
-}
-
-__device__ __forceinline__ bool IsFinite(float x) {
-  return (__float_as_uint(x) & kInfinity) != kInfinity;
-}
-
-__device__ __forceinline__ float WarpMax(float x) {
-#pragma unroll
-  for (int k = 16; k > 0; k >>= 1) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, k));
-  return x;
-}
-
-// The step of bytes for a row whose largest magnitude is `most`, in f16 and rounded up so that none
-// exceeds 127. Infinite: it does not fit.
-__device__ __forceinline__ __half StepFor(float most) {
-  constexpr float kLargestByte = 127;
-  const __half step = __float2half_rn(most / kLargestByte);
-  if (__half2float(step) * kLargestByte >= most) return step;
-  return __ushort_as_half(__half_as_ushort(step) + 1);
-}
-__device__ __forceinline__ int ByteOf(float x, float step) {
-  return step > 0 ? static_cast<int>(roundf(x / step)) : 0;
-}
 
 // Members [begin, end) of a segment, `page`: in their own order, else in that of index.members.
 template <class Row>
@@ -92,132 +61,6 @@ struct Members {
     }
   }
 };
-
-// Signed Hadamard rotation of what the lanes hold of a row.
-template <int kDim>
-struct Rotation {
-  using Shape = QuadShape<kDim>;
-  // 96 is a block of 64 elements, lanes 0 to 15, and one of 32, of which the last step is left out.
-  static constexpr bool kTwoBlocks = kDim == 96;
-  static_assert(kTwoBlocks || (kDim & (kDim - 1)) == 0);
-  static constexpr int kLaneSteps = kDim >= 128 ? 32 : 16;
-
-  float factor[Shape::kPerLane][4];  // sign and normalisation
-
-  __device__ __forceinline__ explicit Rotation(const uint32_t (&signs)[8]) {
-#pragma unroll
-    for (int i = 0; i < Shape::kPerLane; ++i) {
-      const int quad = Shape::Quad(i);
-      const uint32_t flips = Shape::Has(i) ? signs[quad / 8] >> (4 * (quad % 8)) : 0u;
-      const float size = kTwoBlocks ? (quad < 16 ? 64.0f : 32.0f) : static_cast<float>(kDim);
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        factor[i][j] = ((flips >> j & 1) != 0 ? -1.0f : 1.0f) / sqrtf(size);
-    }
-  }
-
-  __device__ __forceinline__ void Apply(float (&y)[Shape::kPerLane][4]) const {
-    const int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int i = 0; i < Shape::kPerLane; ++i) {
-      const float a = y[i][0] * factor[i][0];
-      const float b = y[i][1] * factor[i][1];
-      const float c = y[i][2] * factor[i][2];
-      const float d = y[i][3] * factor[i][3];
-      y[i][0] = (a + b) + (c + d);
-      y[i][1] = (a - b) + (c - d);
-      y[i][2] = (a + b) - (c + d);
-      y[i][3] = (a - b) - (c - d);
-#pragma unroll
-      for (int k = 1; k < kLaneSteps; k <<= 1) {
-        const bool skip = kTwoBlocks && k == 8 && lane >= 16;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float other = __shfl_xor_sync(kAllLanes, y[i][j], k);
-          const float next = (lane & k) != 0 ? other - y[i][j] : y[i][j] + other;
-          if (!skip) y[i][j] = next;
-        }
-      }
-    }
-    if constexpr (Shape::kPerLane == 2) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float a = y[0][j];
-        y[0][j] = a + y[1][j];
-        y[1][j] = a - y[1][j];
-      }
-    }
-  }
-};
-
-// Chooses the levels of a rotated residual of squared length `square`, and writes them as the code
-// of key `key` of a block. Returns <y, levels>, of this lane's elements.
-template <int kDim>
-__device__ __forceinline__ float Code(const BuildBook& book, int bits,
-                                      const float (&y)[QuadShape<kDim>::kPerLane][4], float square,
-                                      bool write, uint8_t* block, int key) {
-  using Shape = QuadShape<kDim>;
-  const float rms = sqrtf(square / kDim);
-  const int half = 1 << (bits - 1);
-  float along = 0;
-#pragma unroll
-  for (int i = 0; i < Shape::kPerLane; ++i) {
-    float level[4];
-    int magnitude[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      level[j] = book.lowest;
-      magnitude[j] = 0;
-    }
-    for (int b = 0; b < book.boundaries; ++b) {
-      const float edge = book.boundary[b] * rms;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (fabsf(y[i][j]) > edge) {
-          level[j] += book.rise[b];
-          ++magnitude[j];
-        }
-      }
-    }
-    uint32_t magnitudes = 0;  // a byte each
-    uint32_t counts = 0;
-    uint32_t signs = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const bool negative = y[i][j] < 0;
-      if (Shape::Has(i)) along += fabsf(y[i][j]) * level[j];
-      const uint32_t count = negative ? half - 1 - magnitude[j] : half + magnitude[j];
-      magnitudes |= static_cast<uint32_t>(magnitude[j]) << (8 * j);
-      counts |= count << (8 * j);
-      signs |= (negative ? 1u : 0u) << (8 * j);
-    }
-    // Quads that share a word are neighbours.
-    const int quad = Shape::Quad(i);
-    const bool has = write && Shape::Has(i);
-    const auto put = [&](int row, uint32_t word) {
-      *reinterpret_cast<uint32_t*>(block + row * kCodeRow + 4 * key) = word;
-    };
-    if (bits == 4) {
-      uint32_t word = counts << (4 * (quad % 2));
-      word |= __shfl_xor_sync(kAllLanes, word, 1);
-      if (has && quad % 2 == 0) put(quad / 2, word);
-    } else {
-      uint32_t word = (bits == 2 ? counts : magnitudes) << (2 * (quad % 4));
-      word |= __shfl_xor_sync(kAllLanes, word, 1);
-      word |= __shfl_xor_sync(kAllLanes, word, 2);
-      if (has && quad % 4 == 0) put(quad / 4, word);
-      if (bits == 3) {
-        uint32_t negative = signs << (quad % 8);
-        negative |= __shfl_xor_sync(kAllLanes, negative, 1);
-        negative |= __shfl_xor_sync(kAllLanes, negative, 2);
-        negative |= __shfl_xor_sync(kAllLanes, negative, 4);
-        constexpr int kMagnitudeRows = static_cast<int>(CodeRows(kDim, kSmallestBits));
-        if (has && quad % 8 == 0) put(kMagnitudeRows + quad / 8, negative);
-      }
-    }
-  }
-  return along;
-}
 
 template <int kDim>
 struct EncodeShared {
@@ -286,8 +129,10 @@ __device__ void SumMembers(const Members<Row>& members, EncodeShared<kDim>& shar
 #pragma unroll
         for (int u = 0; u < kAtOnce; ++u) {
           rows[0][u].Load(keys + at[u]);
-          if (both) rows[1][u].Load(values + at[u]);
-          else rows[1][u] = {};
+          if (both)
+            rows[1][u].Load(values + at[u]);
+          else
+            rows[1][u] = {};
         }
 #pragma unroll
         for (int which = 0; which < 2; ++which) {
@@ -313,7 +158,7 @@ __device__ void SumMembers(const Members<Row>& members, EncodeShared<kDim>& shar
 #pragma unroll
     for (int i = 0; i < Shape::kPerLane; ++i) {
       if (!Shape::Has(i)) continue;
-      const float(&s)[4] = sums[which][i];
+      const float (&s)[4] = sums[which][i];
       *reinterpret_cast<float4*>(&shared.sums[threadIdx.x >> 5][which][Shape::Quad(i) * 4]) = {
           s[0], s[1], s[2], s[3]};
     }
@@ -345,50 +190,49 @@ __device__ void CodeMembers(const Members<Row>& members, EncodeShared<kDim>& sha
   float longest = 0;
   float all = 0;
   bool fits = true;
-  members.template ForEach<kAtOnce>(
-      [&](const int64_t (&at)[kAtOnce], const int (&member)[kAtOnce], int count) {
-        QuadRow<Row, kDim> rows[kAtOnce];
+  members.template ForEach<kAtOnce>([&](const int64_t (&at)[kAtOnce], const int (&member)[kAtOnce],
+                                        int count) {
+    QuadRow<Row, kDim> rows[kAtOnce];
 #pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) rows[u].Load(keys + at[u]);
-        float y[kAtOnce][Shape::kPerLane][4];
-        float square[kAtOnce];
+    for (int u = 0; u < kAtOnce; ++u) rows[u].Load(keys + at[u]);
+    float y[kAtOnce][Shape::kPerLane][4];
+    float square[kAtOnce];
 #pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) {
-          square[u] = 0;
+    for (int u = 0; u < kAtOnce; ++u) {
+      square[u] = 0;
 #pragma unroll
-          for (int i = 0; i < Shape::kPerLane; ++i) {
-            rows[u].Get(i, y[u][i]);
+      for (int i = 0; i < Shape::kPerLane; ++i) {
+        rows[u].Get(i, y[u][i]);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              const float residual =
-                  Shape::Has(i) ? fmaf(y[u][i][j], build.key_unit, -stored[i][j]) : 0.0f;
-              y[u][i][j] = residual;
-              square[u] += residual * residual;
-              if (u < count) squares[i][j] += residual * residual;
-            }
-          }
+        for (int j = 0; j < 4; ++j) {
+          const float residual =
+              Shape::Has(i) ? fmaf(y[u][i][j], build.key_unit, -stored[i][j]) : 0.0f;
+          y[u][i][j] = residual;
+          square[u] += residual * residual;
+          if (u < count) squares[i][j] += residual * residual;
         }
-        float along[kAtOnce];
+      }
+    }
+    float along[kAtOnce];
 #pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) {
-          square[u] = WarpSum(square[u]);
-          rotation.Apply(y[u]);
-          along[u] = Code<kDim>(build.book, index.bits, y[u], square[u], u < count,
-                                codes + member[u] / kCodeBlock * block_bytes,
-                                member[u] % kCodeBlock);
-        }
+    for (int u = 0; u < kAtOnce; ++u) {
+      square[u] = WarpSum(square[u]);
+      rotation.Apply(y[u]);
+      along[u] = Code<kDim>(build.book, index.bits, y[u], square[u], u < count,
+                            codes + member[u] / kCodeBlock * block_bytes, member[u] % kCodeBlock);
+    }
 #pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) {
-          along[u] = WarpSum(along[u]);
-          if (u >= count) break;
-          longest = fmaxf(longest, square[u]);
-          all += square[u];
-          const float scale = along[u] > 0 ? square[u] / along[u] : 0;
-          // Not so, too, where a key is NaN.
-          fits = fits && IsFinite(square[u]) && scale <= kLargestByteFloat;
-          if (lane == 0) index.key_scales[first + member[u]] = ToByteFloat(scale);
-        }
-      });
+    for (int u = 0; u < kAtOnce; ++u) {
+      along[u] = WarpSum(along[u]);
+      if (u >= count) break;
+      longest = fmaxf(longest, square[u]);
+      all += square[u];
+      const float scale = along[u] > 0 ? square[u] / along[u] : 0;
+      // Not so, too, where a key is NaN.
+      fits = fits && IsFinite(square[u]) && scale <= kLargestByteFloat;
+      if (lane == 0) index.key_scales[first + member[u]] = ToByteFloat(scale);
+    }
+  });
   if (!fits && lane == 0) *unfit = 1;
   if (lane == 0) {
     shared.longest[warp] = longest;
@@ -397,7 +241,7 @@ __device__ void CodeMembers(const Members<Row>& members, EncodeShared<kDim>& sha
 #pragma unroll
   for (int i = 0; i < Shape::kPerLane; ++i) {
     if (!Shape::Has(i)) continue;
-    const float(&s)[4] = squares[i];
+    const float (&s)[4] = squares[i];
     *reinterpret_cast<float4*>(&shared.sums[warp][0][Shape::Quad(i) * 4]) = {s[0], s[1], s[2],
                                                                              s[3]};
   }
@@ -477,8 +321,8 @@ __device__ void PadCodes(const Build& build, int head, int segment, int end) {
 }
 
 template <class Row, int kDim>
-__global__ void __launch_bounds__(kThreads) EncodeKernel(const __grid_constant__ Build build,
-                                                         int first_cluster) {
+__global__ void __launch_bounds__(kThreads)
+    EncodeKernel(const __grid_constant__ Build build, int first_cluster) {
   __shared__ __align__(16) EncodeShared<kDim> shared;
   const DeviceIndex& index = build.index;
   const int cluster = first_cluster + blockIdx.x;
@@ -582,7 +426,7 @@ Status LaunchEncode(const Build& build, Element type, Stream stream) {
   return DispatchRows(type, index.head_dim, [&]<class Row, int kDim>() -> Status {
     EncodeKernel<Row, kDim>
         <<<dim3(count, index.kv_heads, segments + (pages ? 1 : 0)), kThreads, 0, stream>>>(build,
-                                                                                         first);
+                                                                                           first);
     return FromCuda(cudaGetLastError(), "launching the encoder");
   });
 }

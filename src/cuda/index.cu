@@ -2,13 +2,12 @@
 //
 // All decisions are made here, on the host, from lengths alone; the device is told what it may read
 // by the last kernel of every call, so decode steps of a captured graph see an index grow.
-#include "src/cuda/index_access.h"
-
 #include <algorithm>
 #include <string>
 
 #include "src/cuda/build.h"
 #include "src/cuda/check.h"
+#include "src/cuda/index_access.h"
 #include "src/cuda/launch.cuh"
 #include "src/random.h"
 
@@ -108,8 +107,8 @@ Status Available() {
       cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "its capability"));
   constexpr int kOldestMajor = 8;
   if (major < kOldestMajor) {
-    return Status::Unsupported("the CUDA device is of compute capability " +
-                               std::to_string(major) + ".x; expected 8.0 or newer");
+    return Status::Unsupported("the CUDA device is of compute capability " + std::to_string(major) +
+                               ".x; expected 8.0 or newer");
   }
   return Status::Ok();
 }
@@ -156,16 +155,15 @@ Status Index::Create(const LayerShape& shape, const Options& options, int64_t ma
   int device = 0;
   int shared = 0;
   TACTIC_RETURN_IF_ERROR(CurrentDevice(&device));
-  TACTIC_RETURN_IF_ERROR(FromCuda(
-      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-      "its shared memory"));
+  TACTIC_RETURN_IF_ERROR(
+      FromCuda(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+               "its shared memory"));
   const size_t needed = KMeansSharedBytes(view.segment_size, view.slots, view.head_dim);
   if (needed > static_cast<size_t>(shared)) {
-    return Status::Unsupported("segment_size is " + std::to_string(view.segment_size) +
-                               " with " + std::to_string(view.slots) + " clusters, for which " +
-                               std::to_string(needed) +
-                               " bytes of shared memory are needed; this device has " +
-                               std::to_string(shared));
+    return Status::Unsupported(
+        "segment_size is " + std::to_string(view.segment_size) + " with " +
+        std::to_string(view.slots) + " clusters, for which " + std::to_string(needed) +
+        " bytes of shared memory are needed; this device has " + std::to_string(shared));
   }
 
   Carver counter(nullptr);
@@ -187,9 +185,9 @@ Status Index::Create(const LayerShape& shape, const Options& options, int64_t ma
 Status Index::Append(const KvCache& cache, int sequence, int64_t n, Stream stream) {
   Impl& impl = *impl_;
   if (n < impl.size || n > impl.max_tokens) {
-    return Status::OutOfRange("n is " + std::to_string(n) + "; expected a number of positions from " +
-                              std::to_string(impl.size) + " to " +
-                              std::to_string(impl.max_tokens));
+    return Status::OutOfRange("n is " + std::to_string(n) +
+                              "; expected a number of positions from " + std::to_string(impl.size) +
+                              " to " + std::to_string(impl.max_tokens));
   }
   if (sequence < 0) {
     return Status::InvalidArgument("sequence is " + std::to_string(sequence) +

@@ -8,8 +8,9 @@
 namespace tactic::cuda {
 
 struct IndexAccess {
-  // A copy, in host memory, of what device_view() points at: its pointers are the device's. `closed`
-  // and `pages` are those that the calls so far lead to; `unfit` is in device memory alone.
+  // A copy, in host memory, of what device_view() points at: its pointers are the device's.
+  // `closed` and `pages` are those that the calls so far lead to; `unfit` is in device memory
+  // alone.
   static const DeviceIndex& host_view(const Index& index);
 };
 

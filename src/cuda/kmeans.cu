@@ -8,7 +8,8 @@
 //   update   every warp sums an even share of the sorted members; a cluster that goes on in the
 //            next warps' shares is put together in their order
 //
-// Everything is added in an order that depends on the keys alone, so equal keys give equal clusters.
+// Everything is added in an order that depends on the keys alone, so equal keys give equal
+// clusters.
 //
 // The update gathers rows by cluster instead of multiplying with a one-hot matrix: that product
 // costs as much as the assignment and wants the sums of all clusters in registers, whereas the
@@ -33,14 +34,14 @@ constexpr size_t Align(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
 // Views of the dynamic shared memory; with a null base only the size is of use.
 struct Shared {
-  uint8_t* centroids;   // [slots][CentroidStride], in the 16-bit type of the keys' products
-  float* offsets;       // [slots]: -|c|^2 / 2
-  int* starts;          // [slots + 1], of members in `order`
-  uint8_t* labels;      // [members]
-  uint16_t* order;      // [members], by label, then ascending
-  uint16_t* counts;     // [warp][slots]; while members are sorted
-  float* heads;         // [warp][dim]: the sum of a share's first cluster when that began before
-                        // it; while centroids are updated, in the place of `counts`
+  uint8_t* centroids;  // [slots][CentroidStride], in the 16-bit type of the keys' products
+  float* offsets;      // [slots]: -|c|^2 / 2
+  int* starts;         // [slots + 1], of members in `order`
+  uint8_t* labels;     // [members]
+  uint16_t* order;     // [members], by label, then ascending
+  uint16_t* counts;    // [warp][slots]; while members are sorted
+  float* heads;        // [warp][dim]: the sum of a share's first cluster when that began before
+                       // it; while centroids are updated, in the place of `counts`
   size_t bytes;
 
   __host__ __device__ Shared(uint8_t* base, int segment_size, int slots, int dim) {
@@ -89,8 +90,8 @@ __device__ __forceinline__ void StoreCentroid(const Shared& shared, int c,
     if (!Shape::Has(i)) continue;
     const uint2 rounded = {Pack<Row::kIsBF16>(x[i][0], x[i][1]),
                            Pack<Row::kIsBF16>(x[i][2], x[i][3])};
-    *reinterpret_cast<uint2*>(shared.centroids + c * CentroidStride(kDim) +
-                              Shape::Quad(i) * 8) = rounded;
+    *reinterpret_cast<uint2*>(shared.centroids + c * CentroidStride(kDim) + Shape::Quad(i) * 8) =
+        rounded;
     // The norm of the centroid as it is rounded: then the nearest of these is found exactly.
     using Back = std::conditional_t<Row::kIsBF16, RowBF16, RowF16>;
     QuadRow<Back, kDim> row;
@@ -139,8 +140,7 @@ __device__ bool Assign(const Keys<Row>& keys, int slots, const Shared& shared) {
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       const int low = begin + m * kTileRows + r;
-      tiles[m].Load(keys.At(min(low, keys.count - 1)), keys.At(min(low + 8, keys.count - 1)),
-                    lane);
+      tiles[m].Load(keys.At(min(low, keys.count - 1)), keys.At(min(low + 8, keys.count - 1)), lane);
     }
     uint4 a[kTiles][2 * kPieces];
 #pragma unroll
@@ -321,12 +321,15 @@ __device__ void Update(const Keys<Row>& keys, const Shared& shared) {
         const int next = __shfl_sync(kAllLanes, label, k + u);
         if (next != cluster) {
           if (cluster >= 0) {
-            if (shared.starts[cluster] >= begin) finish();
-            else store_head();
+            if (shared.starts[cluster] >= begin)
+              finish();
+            else
+              store_head();
           }
           cluster = next;
 #pragma unroll
-          for (int q = 0; q < Shape::kPerLane; ++q) sum[q][0] = sum[q][1] = sum[q][2] = sum[q][3] = 0;
+          for (int q = 0; q < Shape::kPerLane; ++q)
+            sum[q][0] = sum[q][1] = sum[q][2] = sum[q][3] = 0;
         }
 #pragma unroll
         for (int q = 0; q < Shape::kPerLane; ++q) {
@@ -346,8 +349,8 @@ __device__ void Update(const Keys<Row>& keys, const Shared& shared) {
 #pragma unroll
       for (int q = 0; q < Shape::kPerLane; ++q) {
         if (!Shape::Has(q)) continue;
-        const float4 more = *reinterpret_cast<const float4*>(shared.heads + w * kDim +
-                                                             Shape::Quad(q) * 4);
+        const float4 more =
+            *reinterpret_cast<const float4*>(shared.heads + w * kDim + Shape::Quad(q) * 4);
         sum[q][0] += more.x, sum[q][1] += more.y, sum[q][2] += more.z, sum[q][3] += more.w;
       }
     }

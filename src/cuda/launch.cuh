@@ -22,7 +22,8 @@ inline Status FromCuda(cudaError_t error, const char* what) {
 // A grid of `parts` blocks for each unit, with `shared` bytes of dynamic memory. It may begin while the kernel before it ends (WaitForPrevious).
 inline Status Launch(void (*kernel)(Step), const Step& step, int parts, size_t shared,
                      Stream stream) {
-  constexpr size_t kWithoutAsking = 48 << 10;
+  // 48 KB go without asking, the kernel's own included.
+  constexpr size_t kWithoutAsking = 16 << 10;
   if (shared > kWithoutAsking) {
     TACTIC_RETURN_IF_ERROR(FromCuda(
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),

@@ -60,9 +60,9 @@ inline constexpr int kMaxKvHeads = 64;
 // --- a step ---
 
 // Keys and clusters are sorted by their logit relative to an anchor, a logit of the query that is
-// typical of its largest: levels of 1/512 octave from 48 octaves below it to 16 above, and bins of
-// 16 levels.
-inline constexpr float kBelowAnchor = 48;
+// typical of its largest: levels of 1/512 octave from 32 octaves below it to 32 above, and bins of
+// 16 levels. What is lower is negligible; a unit that has something higher is read densely.
+inline constexpr float kBelowAnchor = 32;
 inline constexpr int kLevelsPerOctave = 512;
 inline constexpr int kLastLevel = 64 * kLevelsPerOctave - 1;
 inline constexpr int kLevelsPerBin = 16;
@@ -74,7 +74,6 @@ inline constexpr int kMassBinsPerOctave = kMassBins / 64;
 
 inline constexpr int kMaxGroup = 16;
 inline constexpr int kMaxSlots = 256;
-inline constexpr int kMaxRounds = 4;
 
 }  // namespace tactic::cuda
 

@@ -5,9 +5,10 @@
 // read together: ranks, the head and the cut end where a bin does. So no sorting is needed, and no
 // more is read than one bin on top of what the published order would.
 //
-// Sample reads the head's keys, and a few clusters around the two ranks at which the curve is
-// fitted. Cut fits it, drops what of the head nobody selects, and reads what lies beyond the head.
-#include "src/cuda/heads.cuh"
+// Rank has found the head. Sample reads its keys, and a few clusters around the two ranks at which
+// the curve is fitted; its last block fits it. Cut drops what of the head nobody selects, and reads
+// what lies beyond it.
+#include "src/cuda/bins.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/score_rows.cuh"
@@ -20,9 +21,6 @@ namespace {
 // the mass of a key whose logit is the bin's.
 constexpr float kMassUnit = 0x1p-20f;
 constexpr float kLargestMass = 0x1p40f;
-// A curve needs so many ranks; below, everything is read.
-constexpr int kLeastRanks = 32;
-constexpr int kLeastWindow = 8;
 
 struct PaperShared {
   PaperRanks ranks[kMaxGroup];
@@ -32,67 +30,13 @@ struct PaperShared {
   uint8_t wanted[kMaxSlots];
   float sums[kMaxSlots][kMaxGroup];  // mass of a listed cluster
   float by_warp[kBlockWarps][kMaxGroup];
+  int flag;
 };
-
-// Where rank `rank` is: its bin, and the rows of higher bins. `rows`: of the lane's share.
-struct RankPlace {
-  int bin;
-  int above;
-  int in_bin;
-};
-__device__ RankPlace FindRank(const uint32_t* bins, int rank, int rows, int lane) {
-  const int through = WarpScan(rows, lane);
-  const unsigned reached = __ballot_sync(kAllLanes, through >= rank);
-  const int owner = reached == 0 ? 31 : __ffs(static_cast<int>(reached)) - 1;
-  int before = __shfl_sync(kAllLanes, through - rows, owner);
-  int top = kBins - owner * kBinsPerLane;
-  for (int part = 0; part < kBinsPerLane / 32; ++part) {
-    const auto count = static_cast<int>(__ldcg(bins + top - 1 - lane));
-    const int so_far = before + WarpScan(count, lane);
-    const unsigned here = __ballot_sync(kAllLanes, so_far >= rank);
-    if (here != 0) {
-      const int at = __ffs(static_cast<int>(here)) - 1;
-      const int in_bin = __shfl_sync(kAllLanes, count, at);
-      return {top - 1 - at, __shfl_sync(kAllLanes, so_far, at) - in_bin, in_bin};
-    }
-    before = __shfl_sync(kAllLanes, so_far, 31);
-    top -= 32;
-  }
-  return {0, before, 0};
-}
-
-__device__ __forceinline__ const uint32_t* RankBins(const Step& step, const Unit& unit, int g) {
-  return step.cluster_bins + (int64_t{unit.number} * step.group + g) * kBins;
-}
 
 // Whether cluster `cluster` is one of those that stand for its bin.
 __device__ __forceinline__ bool Sampled(int cluster, int stride) {
   constexpr uint32_t kHash = 2654435761u;
   return (static_cast<uint32_t>(cluster) * kHash >> 16) % stride == 0;
-}
-
-// Head and windows of query head g. One warp.
-__device__ PaperRanks FindRanks(const Step& step, const Unit& unit, int g) {
-  const int lane = threadIdx.x & 31;
-  const uint32_t* bins = RankBins(step, unit, g);
-  const int rows = ReadLaneBins(bins, lane, 0).rows;
-  const int all = WarpSum(rows);
-  PaperRanks ranks = {};
-  if (all < kLeastRanks || step.target >= 1) return ranks;  // bin 0: the head is everything
-  const auto head = max(1, static_cast<int>(ceilf(step.head_share * static_cast<float>(all))));
-  const RankPlace place = FindRank(bins, head, rows, lane);
-  ranks.head_bin = place.bin;
-  ranks.head_rows = place.above + place.in_bin;
-  const int width = max(kLeastWindow, static_cast<int>(step.window_share * all));
-#pragma unroll
-  for (int w = 0; w < 2; ++w) {
-    const float at = w == 0 ? step.near_window : step.far_window;
-    const RankPlace window = FindRank(bins, max(1, static_cast<int>(at * all)), rows, lane);
-    ranks.window_bin[w] = window.bin;
-    ranks.window_stride[w] = max(1, window.in_bin / width);
-    ranks.window_rank[w] = window.above + 0.5f * window.in_bin;
-  }
-  return ranks;
 }
 
 // The list of rows of clusters shared.clusters[0, count): `chosen` as in verify.cu, but with the
@@ -146,6 +90,82 @@ __device__ __forceinline__ bool HasMembers(const Step& step, const Unit& unit, i
   return __ldg(starts + 1) > __ldg(starts);
 }
 
+// The mean of y over a window, from all parts; where nothing was sampled, what the bin says.
+__device__ float WindowMean(const Step& step, const Unit& unit, int g, int w, int bin) {
+  const WindowSum* of =
+      step.windows + (int64_t{unit.number} * step.parts * step.group + g) * 2 + w;
+  const float sum = SumOver(&of->sum, step.parts, step.group * 4);
+  const float count = SumOver(&of->count, step.parts, step.group * 4);
+  return count > 0 ? sum / count : Exp2(LogitOfBin(bin));
+}
+
+// Fits the curve of head g and finds where its own selection ends. One warp.
+__device__ void FindCut(const Step& step, const Unit& unit, int g) {
+  const int lane = threadIdx.x & 31;
+  const int64_t at = int64_t{unit.number} * step.group + g;
+  PaperRanks ranks = step.ranks[at];
+  ranks.own_rows = ranks.all_rows;
+  ranks.cut_bin = 0;
+  if (ranks.head_rows < ranks.all_rows) {
+    const uint32_t* bins = step.cluster_bins + at * kBins;
+    const uint64_t* masses = step.bin_masses + at * kBins;
+    const auto mass = [&](int bin, int count) {
+      if (bin < ranks.head_bin || count == 0) return 0.0f;
+      const auto units = __ldcg(reinterpret_cast<const unsigned long long*>(masses + bin));
+      return static_cast<float>(units) * kMassUnit * Exp2(LogitOfBin(bin));
+    };
+    const float fixed =
+        SumOver(step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g,
+                step.rank_parts, step.group);
+    const BinSums<float> chunks = SumBins<float>(bins, mass);
+    const float head = fixed + WarpSum(chunks.sum);
+    const auto h = static_cast<float>(ranks.head_rows);
+    const auto n = static_cast<float>(ranks.all_rows);
+    const float near = WindowMean(step, unit, g, 0, ranks.window_bin[0]);
+    const float far = WindowMean(step, unit, g, 1, ranks.window_bin[1]);
+    const float inverse_near = 1 / ranks.window_rank[0];
+    const float inverse_far = 1 / ranks.window_rank[1];
+    float a = inverse_near > inverse_far ? (near - far) / (inverse_near - inverse_far) : 0.0f;
+    float b = far - a * inverse_far;
+    if (!(a > 0)) {
+      a = 0;
+      b = (near + far) / 2;
+    }
+    if (b < 0) {
+      b = 0;
+      a = near / inverse_near;
+    }
+    const auto curve = [&](float x) { return head + a * logf(x / h) + b * (x - h); };
+    const float goal = step.target * curve(n);
+    if (goal <= fixed) {
+      ranks.cut_bin = kBins;  // the forced rows are enough
+      ranks.own_rows = 0;
+    } else if (head >= goal) {
+      const auto place = FindBin<float>(bins, chunks, goal - fixed, mass);
+      // Rounding may leave a sum of all that is less than itself.
+      ranks.cut_bin = place.bin < 0 ? ranks.head_bin : place.bin;
+      ranks.own_rows = place.bin < 0 ? ranks.head_rows : place.rows;
+    } else {
+      float low = h;
+      float high = n;
+      // Every step, 32 points between two ranks: five find the rank among 2^25.
+      for (int i = 0; i < 5 && high - low > 1; ++i) {
+        const float width = (high - low) / 32;
+        const unsigned reached = __ballot_sync(kAllLanes, curve(low + width * (lane + 1)) >= goal);
+        const int step_of = reached == 0 ? 31 : __ffs(static_cast<int>(reached)) - 1;
+        high = low + width * (step_of + 1);
+        low = low + width * step_of;
+      }
+      const auto place =
+          FindBin<int>(bins, BinSums<int>{chunks.rows, chunks.rows}, static_cast<int>(high),
+                       [](int, int count) { return count; });
+      ranks.cut_bin = max(0, place.bin);
+      ranks.own_rows = place.rows;
+    }
+  }
+  if (lane == 0) step.ranks[at] = ranks;
+}
+
 template <class Row, int kDim, int kHeadTiles>
 __global__ void __launch_bounds__(kBlockThreads) SampleKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t chosen[];
@@ -159,11 +179,8 @@ __global__ void __launch_bounds__(kBlockThreads) SampleKernel(const __grid_const
   WaitForPrevious();
   LetNextBegin();
   if (IsDense(step, unit)) return;
-  for (int g = warp; g < step.group; g += kBlockWarps) {
-    const PaperRanks ranks = FindRanks(step, unit, g);
-    if (lane == 0) shared.ranks[g] = ranks;
-    if (lane == 0 && blockIdx.x == 0) step.ranks[int64_t{unit.number} * step.group + g] = ranks;
-  }
+  if (thread < step.group)
+    shared.ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];
   __syncthreads();
   WindowSum windows[2] = {};  // of head `thread`
   for (int segment = blockIdx.x; segment < unit.segments; segment += gridDim.x) {
@@ -240,96 +257,8 @@ __global__ void __launch_bounds__(kBlockThreads) SampleKernel(const __grid_const
     to[0] = windows[0];
     to[1] = windows[1];
   }
-}
-
-// Mass of the bin, relative to the anchor.
-__device__ __forceinline__ float BinMass(const uint64_t* masses, int bin) {
-  return static_cast<float>(__ldcg(reinterpret_cast<const unsigned long long*>(masses + bin))) *
-         kMassUnit * Exp2(LogitOfBin(bin));
-}
-
-// The mean of y over a window, from all parts; where nothing was sampled, what the bin says.
-__device__ float WindowMean(const Step& step, const Unit& unit, int g, int w, int bin) {
-  const WindowSum* of =
-      step.windows + (int64_t{unit.number} * step.parts * step.group + g) * 2 + w;
-  const float sum = SumOver(&of->sum, step.parts, step.group * 4);
-  const float count = SumOver(&of->count, step.parts, step.group * 4);
-  return count > 0 ? sum / count : Exp2(LogitOfBin(bin));
-}
-
-// Fits the curve of head g and finds where its own selection ends. One warp.
-__device__ PaperRanks FindCut(const Step& step, const Unit& unit, int g) {
-  const int lane = threadIdx.x & 31;
-  const int64_t head = int64_t{unit.number} * step.group + g;
-  PaperRanks ranks = step.ranks[head];
-  const uint32_t* bins = RankBins(step, unit, g);
-  const uint64_t* masses = step.bin_masses + head * kBins;
-  const int rows = ReadLaneBins(bins, lane, 0).rows;
-  const int all = WarpSum(rows);
-  ranks.own_rows = all;
-  ranks.cut_bin = 0;
-  if (all < kLeastRanks || step.target >= 1) return ranks;
-  const float fixed = SumOver(step.part_forced + int64_t{unit.number} * step.parts * step.group + g,
-                              step.parts, step.group);
-  // Lanes share the bins as in ReadLaneBins.
-  const int first = kBins - (lane + 1) * kBinsPerLane;
-  float mass = 0;
-  for (int i = kBinsPerLane - 1; i >= 0; --i)
-    mass += first + i >= ranks.head_bin ? BinMass(masses, first + i) : 0.0f;
-  const float through = WarpScan(mass, lane);
-  const float head_mass = __shfl_sync(kAllLanes, through, 31);
-
-  const float h = static_cast<float>(ranks.head_rows);
-  const float n = static_cast<float>(all);
-  const float near = WindowMean(step, unit, g, 0, ranks.window_bin[0]);
-  const float far = WindowMean(step, unit, g, 1, ranks.window_bin[1]);
-  const float inverse_near = 1 / ranks.window_rank[0];
-  const float inverse_far = 1 / ranks.window_rank[1];
-  float a = inverse_near > inverse_far ? (near - far) / (inverse_near - inverse_far) : 0.0f;
-  float b = far - a * inverse_far;
-  if (!(a > 0)) {
-    a = 0;
-    b = (near + far) / 2;
-  }
-  if (b < 0) {
-    b = 0;
-    a = near / inverse_near;
-  }
-  const auto curve = [&](float x) {
-    return fixed + head_mass + a * logf(x / h) + b * (x - h);
-  };
-  const float goal = step.target * (n > h ? curve(n) : fixed + head_mass);
-  if (goal <= fixed) {
-    ranks.cut_bin = kBins;  // the forced rows are enough
-    ranks.own_rows = 0;
-    return ranks;
-  }
-  if (fixed + head_mass >= goal) {
-    const unsigned reached = __ballot_sync(kAllLanes, fixed + through >= goal);
-    const int owner = __ffs(static_cast<int>(reached)) - 1;
-    float so_far = fixed + __shfl_sync(kAllLanes, through - mass, owner);
-    int bin = kBins - owner * kBinsPerLane;
-    do {
-      --bin;
-      so_far += BinMass(masses, bin);
-    } while (so_far < goal && bin > ranks.head_bin);
-    ranks.cut_bin = bin;
-  } else {
-    float low = h;
-    float high = n;
-    // Every step, 32 points between two ranks: five find the rank among 2^25.
-    for (int i = 0; i < 5 && high - low > 1; ++i) {
-      const float width = (high - low) / 32;
-      const unsigned reached =
-          __ballot_sync(kAllLanes, curve(low + width * (lane + 1)) >= goal);
-      const int at = reached == 0 ? 31 : __ffs(static_cast<int>(reached)) - 1;
-      high = low + width * (at + 1);
-      low = low + width * at;
-    }
-    ranks.cut_bin = FindRank(bins, static_cast<int>(high), rows, lane).bin;
-  }
-  ranks.own_rows = WarpSum(ReadLaneBins(bins, lane, ranks.cut_bin).rows);
-  return ranks;
+  if (!EndsLast(step, unit, &shared.flag)) return;
+  for (int g = warp; g < step.group; g += kBlockWarps) FindCut(step, unit, g);
 }
 
 template <class Row, int kDim, int kHeadTiles>
@@ -338,24 +267,15 @@ __global__ void __launch_bounds__(kBlockThreads) CutKernel(const __grid_constant
   __shared__ PaperShared shared;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
-  const int warp = thread >> 5;
   const Unit unit = MakeUnit(step, blockIdx.y);
   QueryTile<kDim, kHeadTiles> q;
   LoadQuery<Row::kIsBF16>(step, unit, q);
   WaitForPrevious();
   LetNextBegin();
   if (IsDense(step, unit)) return;
-  for (int g = warp; g < step.group; g += kBlockWarps) {
-    const PaperRanks ranks = FindCut(step, unit, g);
-    if (lane == 0) shared.ranks[g] = ranks;
-  }
+  if (thread < step.group)
+    shared.ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];
   __syncthreads();
-  // After every block has read what sample left there: they only differ in what is added.
-  if (blockIdx.x == 0 && thread < step.group) {
-    PaperRanks* to = step.ranks + int64_t{unit.number} * step.group + thread;
-    to->cut_bin = shared.ranks[thread].cut_bin;
-    to->own_rows = shared.ranks[thread].own_rows;
-  }
   float anchors[kHeadTiles][2];
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n) {

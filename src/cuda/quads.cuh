@@ -19,9 +19,7 @@ struct QuadShape {
   static __device__ __forceinline__ int Quad(int i) {
     return static_cast<int>(threadIdx.x & 31) + 32 * i;
   }
-  static __device__ __forceinline__ bool Has(int i) {
-    return kQuads % 32 == 0 || Quad(i) < kQuads;
-  }
+  static __device__ __forceinline__ bool Has(int i) { return kQuads % 32 == 0 || Quad(i) < kQuads; }
 };
 
 // A row as it is stored, and as numbers: those of e4m3 are 1/kE4M3Unit of what they stand for.
@@ -37,8 +35,10 @@ struct QuadRow {
       raw[i] = Raw{};
       if (!Shape::Has(i)) continue;
       const uint8_t* p = row + Shape::Quad(i) * 4 * Row::kBytes;
-      if constexpr (Row::kBytes == 2) raw[i] = Load8(p);
-      else raw[i] = Load4(p);
+      if constexpr (Row::kBytes == 2)
+        raw[i] = Load8(p);
+      else
+        raw[i] = Load4(p);
     }
   }
 
@@ -50,8 +50,10 @@ struct QuadRow {
       x[3] = __uint_as_float(raw[i].y & 0xffff0000u);
     } else {
       uint2 wide;
-      if constexpr (Row::kBytes == 2) wide = raw[i];
-      else wide = Widen<Row>(raw[i]);
+      if constexpr (Row::kBytes == 2)
+        wide = raw[i];
+      else
+        wide = Widen<Row>(raw[i]);
       const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&wide.x));
       const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&wide.y));
       x[0] = low.x, x[1] = low.y, x[2] = high.x, x[3] = high.y;

@@ -3,6 +3,8 @@
 // Everything later is relative to an anchor, so that bins have their place before any maximum is
 // known: the largest logit of 16 rows that are usually among the largest, the first ones and the
 // newest. Every block finds it for itself, which costs one tile.
+#include "src/cuda/bins.cuh"
+#include "src/cuda/code_tile.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/score_rows.cuh"
@@ -19,7 +21,8 @@ struct RankShared {
   float anchors[kMaxGroup];
   float energies[kMaxGroup][kRuns];  // of the scaled query, over runs of elements
   float by_warp[kBlockWarps][kMaxGroup];
-  float rotated[kBlockWarps][256];
+  float rotated[kMaxGroup][256];
+  int flag;
 };
 
 // The largest logit of the tile, per head, to shared.anchors. One warp.
@@ -57,11 +60,12 @@ __device__ void FindAnchors(const Step& step, const Unit& unit,
 template <class Row, int kDim, int kHeadTiles>
 __device__ void ScoreForced(const Step& step, const Unit& unit,
                             const QueryTile<kDim, kHeadTiles>& q, const RankShared& shared,
-                            float (&mass)[kHeadTiles][2]) {
+                            int blocks, float (&mass)[kHeadTiles][2]) {
   const int lane = threadIdx.x & 31;
-  const int warp = blockIdx.x * kBlockWarps + (threadIdx.x >> 5);
+  // From the last block on, which has the fewest clusters.
+  const int warp = (blocks - 1 - blockIdx.x) * kBlockWarps + (threadIdx.x >> 5);
   const int64_t base = static_cast<int64_t>(unit.number) * step.forced_room;
-  for (int tile = warp; tile * kTileRows < unit.forced; tile += gridDim.x * kBlockWarps) {
+  for (int tile = warp; tile * kTileRows < unit.forced; tile += blocks * kBlockWarps) {
     const int low = tile * kTileRows + (lane >> 2);
     const int high = low + 8;
     const auto row = [&](int i) {
@@ -91,11 +95,57 @@ __device__ void ScoreForced(const Step& step, const Unit& unit,
 }
 
 // Two spreads of a cluster, squared.
-__device__ __forceinline__ uint32_t Squares(const ClusterFacts& facts, int run) {
-  const float a = __uint_as_float(uint32_t{facts.spreads[run]} << 20) * kByteFloatUnit;
-  const float b = __uint_as_float(uint32_t{facts.spreads[run + 1]} << 20) * kByteFloatUnit;
+__device__ __forceinline__ uint32_t Squares(uint16_t spreads) {
+  const float a = __uint_as_float(uint32_t{spreads} << 20 & 0x0ff00000u) * kByteFloatUnit;
+  const float b = __uint_as_float(uint32_t{spreads} << 12 & 0x0ff00000u) * kByteFloatUnit;
   return Pack<true>(a * a, b * b);
 }
+
+// Sixteen clusters as a lane loads them: number 16 tile + r and the one 8 later.
+template <int kDim, bool kPaper>
+struct ClusterTile {
+  KeyTile<RowI8, kDim> keys;
+  int number[2];
+  int begin[2];
+  int end[2];
+  uint16_t spreads[2][2];
+  uint32_t longest_and_scale[2];
+
+  __device__ __forceinline__ void Load(const Step& step, const Unit& unit, int tile, int count) {
+    const int lane = threadIdx.x & 31;
+    const DeviceIndex& index = *unit.index;
+    const int64_t first = unit.Slot(0, step.slots);
+    const int8_t* rows[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      number[i] = tile * kTileRows + (lane >> 2) + 8 * i;
+      const int at = min(number[i], count - 1);
+      rows[i] = index.centroids + (first + at) * kDim;
+      const uint16_t* start = index.starts + unit.Slot(at / step.slots, step.slots + 1) +
+                              at % step.slots;
+      begin[i] = __ldg(start);
+      end[i] = number[i] < count ? __ldg(start + 1) : begin[i];
+      const ClusterFacts* facts = index.facts + first + at;
+      longest_and_scale[i] =
+          __ldg(reinterpret_cast<const uint32_t*>(&facts->longest));
+      if constexpr (!kPaper) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          spreads[i][half] = __ldg(reinterpret_cast<const uint16_t*>(
+              facts->spreads + 2 * (lane & 3) + 8 * half));
+        }
+      }
+    }
+    keys.Load(reinterpret_cast<const uint8_t*>(rows[0]), reinterpret_cast<const uint8_t*>(rows[1]),
+              lane);
+  }
+  __device__ __forceinline__ float Longest(int i) const {
+    return __uint_as_float(longest_and_scale[i] << 20 & 0x0ff00000u) * kByteFloatUnit;
+  }
+  __device__ __forceinline__ float Scale(int i) const {
+    return __half2float(__ushort_as_half(static_cast<uint16_t>(longest_and_scale[i] >> 16)));
+  }
+};
 
 // What is known of one cluster and query head: the score, and the variance of members' logits about
 // it in nats.
@@ -104,7 +154,6 @@ struct ClusterView {
   float variance;
   float longest;
   int size;
-  bool page;
 };
 
 // Logs, in octaves, of what a cluster has at least (Jensen), its estimated mass, and what a single
@@ -126,17 +175,15 @@ __device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float so
 }
 
 // Scores, bounds and bins of the clusters that fall to this warp, and the sum of their floors.
+// `clusters`: the first tile, loaded.
 template <int kDim, int kHeadTiles, bool kPaper>
 __device__ void RankClusters(const Step& step, const Unit& unit, const RankShared& shared,
-                             uint32_t* bins, float (&floors)[kHeadTiles][2]) {
+                             int tile, int tiles_apart, int count,
+                             ClusterTile<kDim, kPaper>& clusters, uint32_t* bins,
+                             float (&floors)[kHeadTiles][2]) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
   const int t = lane & 3;
-  const DeviceIndex& index = *unit.index;
-  const int count = unit.closed * step.slots + unit.pages;
-  const int8_t* centroids = index.centroids + unit.Slot(0, step.slots) * kDim;
-  const ClusterFacts* facts = index.facts + unit.Slot(0, step.slots);
-  const uint16_t* starts = index.starts + unit.Slot(0, step.slots + 1);
   const int64_t base = static_cast<int64_t>(unit.number) * step.segments * step.slots;
   QueryTile<kDim, kHeadTiles> q;
   LoadQuery<false>(step, unit, q);
@@ -150,61 +197,52 @@ __device__ void RankClusters(const Step& step, const Unit& unit, const RankShare
       energies[n][half] = head < step.group ? Pack<true>(of[0], of[1]) : 0u;
     }
   }
-  const int warp = blockIdx.x * kBlockWarps + (threadIdx.x >> 5);
-  for (int tile = warp; tile * kTileRows < count; tile += gridDim.x * kBlockWarps) {
-    const int cluster[2] = {tile * kTileRows + r, tile * kTileRows + r + 8};
-    const int at[2] = {min(cluster[0], count - 1), min(cluster[1], count - 1)};
-    KeyTile<RowI8, kDim> keys;
-    keys.Load(reinterpret_cast<const uint8_t*>(centroids + int64_t{at[0]} * kDim),
-              reinterpret_cast<const uint8_t*>(centroids + int64_t{at[1]} * kDim), lane);
-    ClusterView view[2];
-    float scales[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint16_t* start = starts + at[i] / step.slots * (step.slots + 1) + at[i] % step.slots;
-      view[i].size = cluster[i] < count ? start[1] - start[0] : 0;
-      view[i].page = at[i] >= unit.closed * step.slots;
-      view[i].longest = __uint_as_float(uint32_t{facts[at[i]].longest} << 20) * kByteFloatUnit;
-      scales[i] = __half2float(__ushort_as_half(facts[at[i]].scale)) * step.scale;
-    }
+  for (; tile * kTileRows < count; tile += tiles_apart) {
+    const ClusterTile<kDim, kPaper> now = clusters;
+    if ((tile + tiles_apart) * kTileRows < count)
+      clusters.Load(step, unit, tile + tiles_apart, count);
     float s[kHeadTiles][4];
-    keys.Score(q, s);
+    now.keys.Score(q, s);
     float variances[kHeadTiles][4] = {};
     if constexpr (!kPaper) {
-      const uint32_t a0 = Squares(facts[at[0]], 2 * t);
-      const uint32_t a1 = Squares(facts[at[1]], 2 * t);
-      const uint32_t a2 = Squares(facts[at[0]], 2 * t + 8);
-      const uint32_t a3 = Squares(facts[at[1]], 2 * t + 8);
+      const uint32_t a0 = Squares(now.spreads[0][0]);
+      const uint32_t a1 = Squares(now.spreads[1][0]);
+      const uint32_t a2 = Squares(now.spreads[0][1]);
+      const uint32_t a3 = Squares(now.spreads[1][1]);
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n)
         Multiply<true>(variances[n], a0, a1, a2, a3, energies[n][0], energies[n][1]);
     }
 #pragma unroll
-    for (int n = 0; n < kHeadTiles; ++n) {
+    for (int k = 0; k < 4; ++k) {
+      const int i = k >> 1;
+      if (now.number[i] >= count) continue;
+      const int size = now.end[i] - now.begin[i];
+      const bool page = now.number[i] >= unit.closed * step.slots;
+      const float scale = now.Scale(i) * step.scale;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int i = k >> 1;
+      for (int n = 0; n < kHeadTiles; ++n) {
         const int head = n * kTileHeads + 2 * t + (k & 1);
-        if (head >= step.group || cluster[i] >= count) continue;
-        view[i].score = s[n][k] * scales[i];
-        const int64_t to = (base + cluster[i]) * step.group + head;
+        if (head >= step.group) continue;
+        const float raw = s[n][k] * scale;
+        const int64_t to = (base + now.number[i]) * step.group + head;
         const float anchor = shared.anchors[head];
         if constexpr (kPaper) {
-          const float score = Capped(view[i].score, step.softcap) - anchor;
-          step.scores[to] = view[i].size > 0 ? score : kNone;
-          if (view[i].size > 0) atomicAdd(bins + head * kBins + BinOf(score), view[i].size);
+          const float score = Capped(raw, step.softcap) - anchor;
+          step.scores[to] = size > 0 ? score : kNone;
+          if (size > 0) atomicAdd(bins + head * kBins + BinOf(score), size);
         } else {
-          view[i].variance = variances[n][k];
-          ClusterBounds bounds = BoundsOf(view[i], step.softcap);
-          const float mass = view[i].size > 0 ? bounds.mass - anchor : -kSureBound;
-          float token = view[i].size > 0 ? bounds.token - anchor : -kSureBound;
-          if (view[i].page && view[i].size > 0) token = kSureBound;  // pages are never skipped
-          step.scores[to] = view[i].score;
+          const ClusterBounds bounds =
+              BoundsOf({raw, variances[n][k], now.Longest(i), size}, step.softcap);
+          const float mass = size > 0 ? bounds.mass - anchor : -kSureBound;
+          float token = size > 0 ? bounds.token - anchor : -kSureBound;
+          if (page && size > 0) token = kSureBound;  // pages are never skipped
+          step.scores[to] = raw;
           step.bounds[to] = Pack<false>(fminf(fmaxf(mass, -kSureBound), kSureBound),
                                         fminf(fmaxf(token, -kSureBound), kSureBound));
-          if (view[i].size > 0) {
+          if (size > 0) {
             floors[n][k & 1] += Exp2(bounds.floor - anchor);
-            if (!view[i].page) atomicAdd(bins + head * kMassBins + MassBinOf(mass), 1u);
+            if (!page) atomicAdd(bins + head * kMassBins + MassBinOf(mass), 1u);
           }
         }
       }
@@ -212,7 +250,7 @@ __device__ void RankClusters(const Step& step, const Unit& unit, const RankShare
   }
 }
 
-// Query head g as the codes are scanned with. One warp; `x`: room for a query.
+// Query head g as the codes are scanned with, the bytes in x. One warp.
 __device__ void RotateQuery(const Step& step, const Unit& unit, int g, float* x) {
   const int lane = threadIdx.x & 31;
   const float scale = step.scale * kLn2;
@@ -247,71 +285,172 @@ __device__ void RotateQuery(const Step& step, const Unit& unit, int g, float* x)
   const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
   int sum = 0;
   for (int i = lane; i < step.head_dim; i += 32) {
-    const int byte = one > 0 ? static_cast<int>(roundf(x[i] / one)) : 0;
-    step.rotated[head * step.head_dim + i] = static_cast<int8_t>(byte);
-    sum += byte;
+    x[i] = one > 0 ? roundf(x[i] / one) : 0.0f;
+    sum += static_cast<int>(x[i]);
   }
   sum = WarpSum(sum);
   norm = WarpSum(norm);
   if (lane == 0) step.queries[head] = {one, norm, sum};
 }
 
+// All of the group's queries for the scan, in the order of its operands.
+__device__ void RotateQueries(const Step& step, const Unit& unit, RankShared& shared) {
+  const int thread = threadIdx.x;
+  for (int g = thread >> 5; g < step.group; g += kBlockWarps)
+    RotateQuery(step, unit, g, shared.rotated[g]);
+  __syncthreads();
+  const int words = CodeQueryWords(step.head_dim, step.bits);
+  const int groups = CodeGroups(step.bits);
+  const int tiles = (step.group + kTileHeads - 1) / kTileHeads;
+  uint32_t* to = step.rotated + int64_t{unit.number} * tiles * words * 32;
+  for (int i = thread; i < tiles * words * 32; i += kBlockThreads) {
+    const int lane = i & 31;
+    const int group = i / 32 % groups;
+    const int row = (lane & 3) + 4 * (i / 32 % words / groups);
+    const int head = i / 32 / words * kTileHeads + (lane >> 2);
+    uint32_t word = 0;
+    for (int j = 0; j < 4; ++j) {
+      const int x = CodeElement(step.bits, row, group, j);
+      if (head < step.group && x < step.head_dim)
+        word |= static_cast<uint32_t>(static_cast<uint8_t>(
+                    static_cast<int8_t>(shared.rotated[head][x])))
+                << 8 * j;
+    }
+    to[i] = word;
+  }
+}
+
+// From how much estimated mass on a cluster is kept: the smallest are skipped while, taken at the
+// upper end of their bins, they add up to no more than the budget. One warp.
+__device__ void FindFilter(const Step& step, const Unit& unit, int g) {
+  const int lane = threadIdx.x & 31;
+  const int64_t parts = int64_t{unit.number} * step.rank_parts * step.group + g;
+  const float at_least = SumOver(step.part_forced + parts, step.rank_parts, step.group) +
+                         SumOver(step.part_floors + parts, step.rank_parts, step.group);
+  const float rest = (1 - step.target) * at_least;
+  constexpr int kPerLane = kMassBins / 32;
+  const int64_t head = int64_t{unit.number} * step.group + g;
+  const uint32_t* bins = step.cluster_bins + head * kBins + lane * kPerLane;
+  float masses[kPerLane];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    sum += static_cast<float>(__ldcg(bins + i)) * Exp2(LogitAboveMassBin(lane * kPerLane + i));
+    masses[i] = sum;
+  }
+  const float before = WarpScan(sum, lane) - sum;
+  int skipped = 0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) skipped += before + masses[i] <= step.skip_share * rest;
+  skipped = WarpSum(skipped);
+  if (lane != 0) return;
+  step.filters[head] = {skipped > 0 ? LogitAboveMassBin(skipped - 1) : -2 * kBelowAnchor,
+                        log2f(step.skip_token * rest)};
+}
+
+// A curve needs so many ranks; below, everything is read.
+constexpr int kLeastRanks = 32;
+constexpr int kLeastWindow = 8;
+
+// Mode paper: head and windows of query head g. True: a cluster's logit has no room in the bins. One
+// warp.
+__device__ bool FindRanks(const Step& step, const Unit& unit, int g) {
+  const int lane = threadIdx.x & 31;
+  const int64_t at = int64_t{unit.number} * step.group + g;
+  const uint32_t* bins = step.cluster_bins + at * kBins;
+  const auto count = [](int, int in_bin) { return in_bin; };
+  const BinSums<int> chunks = SumBins<int>(bins, count);
+  const int all = WarpSum(chunks.sum);
+  PaperRanks ranks = {};  // bin 0: the head is everything
+  ranks.head_rows = all;
+  if (all >= kLeastRanks && step.target < 1) {
+    const int head = max(1, static_cast<int>(ceilf(step.head_share * static_cast<float>(all))));
+    const auto place = FindBin<int>(bins, chunks, head, count);
+    ranks.head_bin = place.bin;
+    ranks.head_rows = place.rows;
+    const int width = max(kLeastWindow, static_cast<int>(step.window_share * all));
+#pragma unroll
+    for (int w = 0; w < 2; ++w) {
+      const float share = w == 0 ? step.near_window : step.far_window;
+      const auto window = FindBin<int>(bins, chunks, max(1, static_cast<int>(share * all)), count);
+      ranks.window_bin[w] = window.bin;
+      ranks.window_stride[w] = max(1, window.in_bin / width);
+      ranks.window_rank[w] = window.rows - 0.5f * window.in_bin;
+    }
+  }
+  ranks.all_rows = all;
+  if (lane == 0) step.ranks[at] = ranks;
+  return __ldcg(bins + kBins - 1) != 0;
+}
+
 template <class Row, int kDim, int kHeadTiles, bool kPaper>
 __global__ void __launch_bounds__(kBlockThreads) RankKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t bins[];  // [group][kBins or kMassBins]
   __shared__ RankShared shared;
+  const int thread = threadIdx.x;
+  constexpr int kBinsHere = kPaper ? kBins : kMassBins;
+  for (int i = thread; i < step.group * kBinsHere; i += kBlockThreads) bins[i] = 0;
   WaitForPrevious();
   LetNextBegin();
   const Unit unit = MakeUnit(step, blockIdx.y);
-  const int thread = threadIdx.x;
   const bool first = blockIdx.x == 0;
   if (!unit.readable) {
     if (first && thread == 0) step.dense[unit.number] = 1;
     return;
   }
-  constexpr int kBinsHere = kPaper ? kBins : kMassBins;
-  for (int i = thread; i < step.group * kBinsHere; i += kBlockThreads) bins[i] = 0;
-  if constexpr (!kPaper) {
-    const float scale = step.scale * kLn2;
-    for (int i = thread; i < step.group * kRuns; i += kBlockThreads) {
-      float energy = 0;
-      const int g = i / kRuns;
-      // Run of element x: x kRuns / kDim.
-      for (int x = (i % kRuns * kDim + kRuns - 1) / kRuns; x * kRuns / kDim == i % kRuns; ++x) {
-        const float value = QueryElement(step, unit, g, x) * scale;
-        energy += value * value;
-      }
-      shared.energies[g][i % kRuns] = energy;
-    }
-  }
+  const int64_t sums = (int64_t{unit.number} * step.rank_parts + blockIdx.x) * step.group;
+  // Mode tactic: the last block is for the rotation, which takes as long as some tiles.
+  const int ranking = kPaper ? gridDim.x : gridDim.x - 1;
   float forced[kHeadTiles][2] = {};
   float floors[kHeadTiles][2] = {};
-  QueryTile<kDim, kHeadTiles> q;
-  LoadQuery<Row::kIsBF16>(step, unit, q);
-  if (thread < 32) FindAnchors<Row>(step, unit, q, shared);
-  __syncthreads();
-  bool finite = true;
-  for (int g = 0; g < step.group; ++g) finite = finite && isfinite(shared.anchors[g]);
-  if (first && thread == 0) step.dense[unit.number] = finite ? 0 : 1;
-  if (!finite) return;
-  if (first && thread < step.group) {
-    step.anchors[unit.number * step.group + thread] = __float_as_uint(shared.anchors[thread]);
-  }
-  ScoreForced<Row>(step, unit, q, shared, forced);
-  RankClusters<kDim, kHeadTiles, kPaper>(step, unit, shared, bins, floors);
-  if constexpr (!kPaper) {
-    // The last block has the fewest tiles.
-    if (blockIdx.x == gridDim.x - 1) {
-      for (int g = thread >> 5; g < step.group; g += kBlockWarps)
-        RotateQuery(step, unit, g, shared.rotated[thread >> 5]);
+  if (static_cast<int>(blockIdx.x) >= ranking) {
+    RotateQueries(step, unit, shared);
+  } else {
+    const int count = unit.closed * step.slots + unit.pages;
+    const int tile = blockIdx.x * kBlockWarps + (thread >> 5);
+    ClusterTile<kDim, kPaper> clusters;
+    if (tile * kTileRows < count) clusters.Load(step, unit, tile, count);
+    if constexpr (!kPaper) {
+      const float scale = step.scale * kLn2;
+      constexpr int kRun = kDim / kRuns;
+      for (int i = thread; i < step.group * kRuns; i += kBlockThreads) {
+        float energy = 0;
+#pragma unroll
+        for (int x = 0; x < kRun; ++x) {
+          const float value = QueryElement(step, unit, i / kRuns, i % kRuns * kRun + x) * scale;
+          energy += value * value;
+        }
+        shared.energies[i / kRuns][i % kRuns] = energy;
+      }
+    }
+    QueryTile<kDim, kHeadTiles> q;
+    LoadQuery<Row::kIsBF16>(step, unit, q);
+    if (thread < 32) FindAnchors<Row>(step, unit, q, shared);
+    __syncthreads();
+    bool finite = true;
+    for (int g = 0; g < step.group; ++g) finite = finite && isfinite(shared.anchors[g]);
+    if (first && thread == 0) step.dense[unit.number] = finite ? 0 : 1;
+    if (first && thread < step.group)
+      step.anchors[unit.number * step.group + thread] = __float_as_uint(shared.anchors[thread]);
+    if (finite) {
+      ScoreForced<Row>(step, unit, q, shared, ranking, forced);
+      RankClusters<kDim, kHeadTiles, kPaper>(step, unit, shared, tile, ranking * kBlockWarps, count,
+                                             clusters, bins, floors);
     }
   }
-  const int64_t sums = (int64_t{unit.number} * step.parts + blockIdx.x) * step.group;
   SumHeads(forced, step.group, shared.by_warp, step.part_forced + sums);
   SumHeads(floors, step.group, shared.by_warp, step.part_floors + sums);
   uint32_t* all = step.cluster_bins + int64_t{unit.number} * step.group * kBins;
   for (int i = thread; i < step.group * kBinsHere; i += kBlockThreads) {
     if (bins[i] != 0) atomicAdd(all + i / kBinsHere * kBins + i % kBinsHere, bins[i]);
+  }
+  if (!EndsLast(step, unit, &shared.flag)) return;
+  for (int g = thread >> 5; g < step.group; g += kBlockWarps) {
+    if constexpr (kPaper) {
+      if (FindRanks(step, unit, g)) step.dense[unit.number] = 1;
+    } else {
+      FindFilter(step, unit, g);
+    }
   }
 }
 
@@ -321,9 +460,9 @@ Status LaunchRank(const Step& step, Element type, Stream stream) {
   const bool paper = step.mode == Mode::kPaper;
   const size_t shared = static_cast<size_t>(step.group) * (paper ? kBins : kMassBins) * 4;
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    if (paper) return Launch(RankKernel<Row, kDim, kHeadTiles, true>, step, step.parts,
+    if (paper) return Launch(RankKernel<Row, kDim, kHeadTiles, true>, step, step.rank_parts,
                   shared, stream);
-    return Launch(RankKernel<Row, kDim, kHeadTiles, false>, step, step.parts,
+    return Launch(RankKernel<Row, kDim, kHeadTiles, false>, step, step.rank_parts,
                   shared, stream);
   });
 }

@@ -235,6 +235,21 @@ __device__ __forceinline__ int BlockScan(int x, int* scratch, int* total) {
   return before + inclusive - x;
 }
 
+// Whether this block is the last of its unit to get here; then what all of them wrote before is
+// there. All threads of the block; `flag` is shared memory.
+__device__ __forceinline__ bool EndsLast(const Step& step, const Unit& unit, int* flag) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    *flag = atomicAdd(step.finished + unit.number, 1u) == gridDim.x - 1;
+    if (*flag != 0) step.finished[unit.number] = 0;
+  }
+  __syncthreads();
+  if (*flag == 0) return false;
+  __threadfence();
+  return true;
+}
+
 // Sum of a part's numbers over parts, in order; `of` is [count][stride] and lanes share the reading.
 __device__ __forceinline__ float SumOver(const float* of, int count, int stride) {
   const int lane = threadIdx.x & 31;

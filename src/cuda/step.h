@@ -1,10 +1,10 @@
 // A decode step as its kernels see it: the request, and buffers in device memory.
 //
 // A *unit* is one KV head of one sequence, number sequence * kv_heads + head. Every stage is a grid
-// of `parts` blocks for each unit, which share the unit's segments: block p takes p, p + parts, and
-// so on. What all blocks of a unit have to know (thresholds) each derives by itself, from integer
-// counts and from sums that are stored part by part and added in order, so a step gives the same
-// bits every time.
+// of blocks for each unit, its *parts*, which share the unit's segments: block p takes p, p + parts,
+// and so on. What the next stage has to know (thresholds) is found by the block of a unit that ends
+// last, from integer counts and from sums that are stored part by part and added in order, so a step
+// gives the same bits every time.
 #ifndef TACTIC_SRC_CUDA_STEP_H_
 #define TACTIC_SRC_CUDA_STEP_H_
 
@@ -23,10 +23,32 @@ struct ScanQuery {
   int32_t sum;  // of the bytes
 };
 
+// Which clusters a query head needs (mode tactic): those with more estimated mass, or with a token
+// that may have more, than these; in octaves over the anchor.
+struct Filter {
+  float mass_above;
+  float token_above;
+};
+
+// What is known of a query head (mode tactic); masses relative to the anchor.
+struct HeadMass {
+  float fixed;      // of the forced rows, exact
+  float skipped;    // estimated, of skipped clusters
+  float total;      // estimated, of all scanned keys
+  float exact;      // of forced rows and own ones
+  float estimated;  // of own rows, what the codes said
+  int32_t rows;     // own, without the forced ones
+  int32_t rounds;   // times the selection was extended
+  // Keys of levels in [low, high) are read next; those above were before.
+  int32_t low;
+  int32_t high;
+};
+
 // Mode paper: what the order of clusters says of one query head. Bins count from the lowest logit.
 struct PaperRanks {
   int32_t head_bin;  // clusters of this bin and above are the head
   int32_t head_rows;
+  int32_t all_rows;
   int32_t window_bin[2];     // near, far
   int32_t window_stride[2];  // one in so many clusters of the bin is sampled
   float window_rank[2];
@@ -45,7 +67,8 @@ struct Step {
   int kv_heads;
   int group;
   int head_dim;
-  int parts;         // of every stage but attend
+  int rank_parts;
+  int parts;  // of the stages between rank and attend
   int attend_parts;
   const void* q;
   Element q_type;
@@ -81,15 +104,14 @@ struct Step {
   int forced_room;     // rows
   uint32_t* anchors;   // [group]: float bits
   uint8_t* dense;      // 1: the unit is read densely
-  ScanQuery* queries;  // [group]
-  int8_t* rotated;     // [group][head_dim]
   float* scores;       // [segment * slots][group]: logits of centroids, in octaves
   uint32_t* bounds;    // [segment * slots][group]: two f16, estimated mass and largest token, both in
                        // octaves over the anchor
   uint32_t* cluster_bins;  // [group][kBins]: mode paper: tokens by their cluster's logit; mode
                            // tactic: clusters by estimated mass, the first kMassBins only
-  float* part_forced;      // [part][group]: mass of forced rows, relative to the anchor
-  float* part_floors;      // [part][group]: of clusters, at least
+  float* part_forced;      // [rank part][group]: mass of forced rows, relative to the anchor
+  float* part_floors;      // [rank part][group]: of clusters, at least
+  uint32_t* finished;      // parts of the stage that have ended
   // Forced rows, then for every segment the rows chosen of it.
   int32_t* forced_rows;   // [forced_room]: positions
   float* forced_logits;   // [forced_room][group]
@@ -98,21 +120,23 @@ struct Step {
   float* logits;          // [segment * segment_size][group]
   int32_t* counts;        // [segment]
   // Mode tactic.
+  ScanQuery* queries;     // [group]
+  uint32_t* rotated;      // [tile of 8 heads][CodeQueryWords][32]: code_tile.cuh
+  Filter* filters;        // [group]
+  HeadMass* masses;       // [group]
+  uint8_t* reading;       // 1: verify has something to read
   uint16_t* levels;       // [segment * segment_size][group]
   uint8_t* kept;          // [segment * slots]
   uint32_t* key_bins;     // [group][kBins]: keys
   float* skipped;         // [segment][group]: mass of clusters that were skipped
   float* unread;          // [segment * slots][group]: mass of members that are not read
-  float* exact;           // [1 + kMaxRounds][segment][group]: own mass that a round found; mode
-                          // paper: all of it, in the first
-  int32_t* thresholds;    // [1 + kMaxRounds][group]: levels from here up are read after the round
+  float* exact;           // [segment][group]: own mass found in the last round; mode paper: all of it
   // Mode paper.
   uint64_t* bin_masses;   // [group][kBins], see paper.cu
   PaperRanks* ranks;      // [group]
   WindowSum* windows;     // [part][group][2]
   // attend
   float* states;          // [part][group][kStateSize]
-  uint32_t* finished;     // parts done
   DeviceReport* reports;  // [group]
   int32_t* listed;        // [2]: forced rows, and segments whose rows are listed; 0 when dense
 };

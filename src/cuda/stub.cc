@@ -36,8 +36,7 @@ const void* Index::device_view() const { return nullptr; }
 
 Decoder::Decoder() = default;
 Decoder::~Decoder() = default;
-Status Decoder::Create(const LayerShape&, const Options&, int, int64_t,
-                       std::unique_ptr<Decoder>*) {
+Status Decoder::Create(const LayerShape&, const Options&, int, int64_t, std::unique_ptr<Decoder>*) {
   return NotBuilt();
 }
 Status Decoder::Decode(const DecodeRequest&, Stream) { return NotBuilt(); }

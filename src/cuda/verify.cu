@@ -1,9 +1,9 @@
 // Stage select (mode tactic): exact keys of the rows that the codes point at, and, where these fall
 // short of what the codes promised, of more.
 //
-// Round 0 reads what the estimates ask for. A later round knows the exact mass of what was read and
-// lowers the thresholds of heads that miss the target; a unit none of whose heads does ends at once.
-// Rows are listed by segment, in an order that does not depend on timing.
+// Round 0 reads what the estimates ask for; in a later one there is something to read where exact
+// masses were found to miss the target (heads.cuh). Rows are listed by segment, in an order that
+// does not depend on timing.
 #include "src/cuda/heads.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
@@ -13,83 +13,104 @@
 namespace tactic::cuda {
 namespace {
 
+constexpr float kLargestHalf = 20 * kLog2e;  // of v / 2, in octaves
+
 struct VerifyShared {
   int low[kMaxGroup];   // keys from here up are read after this round
   int high[kMaxGroup];  // and from here up before
-  float half_variances[kMaxGroup];
-  int everything;
+  float half[kMaxGroup];
+  int flags[2];
   int scratch[kBlockWarps];
-  int kept[kMaxSlots];
+  uint16_t starts[kMaxSlots + 1];
+  uint16_t kept[kMaxSlots];
   int counts[kMaxSlots];  // of new rows, then where they go
   float by_warp[kBlockWarps][kMaxGroup];
 };
 
-// Thresholds of head g for this round. One warp.
-__device__ void FindThresholds(const Step& step, const Unit& unit, int g, VerifyShared& shared) {
+// Which of a cluster's members are new: bit l of word w is of its member 32 w + l. `words` has room
+// for those of cluster e of the list from place begin / 32 + e on. Returns how many; leaves the mass
+// of what is not read. One warp.
+__device__ int ChooseRows(const Step& step, const VerifyShared& shared, int begin, int end,
+                          const uint16_t* levels, const uint8_t* scales, uint32_t* words,
+                          float* unread) {
   const int lane = threadIdx.x & 31;
-  const int64_t head = int64_t{unit.number} * step.group + g;
-  const int64_t heads = int64_t{step.batch} * step.kv_heads * step.group;
-  LaneBins all;
-  const HeadMass m = MassAfter(step, unit, g, step.round, &all);
-  const int before =
-      step.round > 0 ? __ldcg(step.thresholds + (step.round - 1) * heads + head) : kNoKey;
-  const float unread = Cautious(step, m, m.estimated);
-  int now = before;
-  if (m.exact < step.target * (m.exact + unread)) {
-    // Keys are selected for being estimated high, so they keep less than they promise.
-    const float ratio =
-        m.estimated > 0 ? fminf(fmaxf((m.exact - m.fixed) / m.estimated, 0.5f), 1.0f) : 1.0f;
-    const float need = m.estimated + MassToAdd(step, m, unread, ratio);
-    const int bin = FindBin(step.key_bins + head * kBins, need, all, lane);
-    now = min(before, bin * kLevelsPerBin);
+  int count = 0;
+  const bool tail = step.tail != 0;
+  constexpr int kHeldHeads = 4;  // whose sums stay in registers; more take another look
+  float masses[kHeldHeads] = {};
+  for (int first = begin; first < end; first += 32) {
+    const int key = first + lane;
+    bool fresh = false;
+    bool before = false;
+    if (key < end) {
+      const uint16_t* of = levels + key * step.group;
+      for (int g = 0; g < step.group; ++g) {
+        const int level = of[g];
+        fresh = fresh || level >= shared.low[g];
+        before = before || level >= shared.high[g];
+      }
+      if (!fresh && tail) {
+        const float scale = __uint_as_float(uint32_t{__ldg(scales + key)} << 20) * kByteFloatUnit;
+#pragma unroll
+        for (int g = 0; g < kHeldHeads; ++g) {
+          if (g >= step.group) break;
+          // Without v / 2, which corrects the mean of an exponential and not this sum.
+          masses[g] +=
+              Exp2(LogitOfLevel(of[g]) - fminf(shared.half[g] * scale * scale, kLargestHalf));
+        }
+      }
+      fresh = fresh && !before;
+    }
+    const unsigned all = __ballot_sync(kAllLanes, fresh);
+    if (lane == 0) words[(first - begin) / 32] = all;
+    count += __popc(all);
   }
-  const int rows = WarpSum(
-      now == kNoKey ? 0
-                    : ReadLaneBins(step.key_bins + head * kBins, lane, now / kLevelsPerBin).rows);
-  if (lane == 0) {
-    shared.low[g] = now;
-    shared.high[g] = before;
-    shared.half_variances[g] = CodeError(step.bits) * step.queries[head].norm / 2 * kLog2e;
-    if (static_cast<float>(rows + unit.forced) > step.dense_share * unit.tokens)
-      atomicOr(&shared.everything, 1);
-    if (blockIdx.x == 0) step.thresholds[step.round * heads + head] = now;
+  if (!tail) return count;
+#pragma unroll
+  for (int g = 0; g < kHeldHeads; ++g) {
+    if (g >= step.group) break;
+    const float mass = WarpSum(masses[g]);
+    if (lane == 0) unread[g] = mass;
   }
-}
-
-// Whether a key with these levels is read when the heads' thresholds are `thresholds`.
-__device__ __forceinline__ bool Chosen(const uint16_t* levels, const int* thresholds, int group) {
-  bool chosen = false;
-  for (int g = 0; g < group; ++g) chosen = chosen || levels[g] >= thresholds[g];
-  return chosen;
+  for (int g = kHeldHeads; g < step.group; ++g) {
+    float mass = 0;
+    for (int key = begin + lane; key < end; key += 32) {
+      const uint16_t* of = levels + key * step.group;
+      bool read = false;
+      for (int other = 0; other < step.group; ++other)
+        read = read || of[other] >= shared.low[other];
+      if (read) continue;
+      const float scale = __uint_as_float(uint32_t{__ldg(scales + key)} << 20) * kByteFloatUnit;
+      mass += Exp2(LogitOfLevel(of[g]) - fminf(shared.half[g] * scale * scale, kLargestHalf));
+    }
+    mass = WarpSum(mass);
+    if (lane == 0) unread[g] = mass;
+  }
+  return count;
 }
 
 template <class Row, int kDim, int kHeadTiles>
 __global__ void __launch_bounds__(kBlockThreads) VerifyKernel(const __grid_constant__ Step step) {
-  extern __shared__ uint32_t chosen[];  // place among the members << 16 | offset in the segment
+  // chosen: place among the members << 16 | offset in the segment; then words of ChooseRows.
+  extern __shared__ uint32_t chosen[];
   __shared__ VerifyShared shared;
-  constexpr float kLargestHalf = 20 * kLog2e;
+  uint32_t* words = chosen + step.segment_size;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
   const int warp = thread >> 5;
   const Unit unit = MakeUnit(step, blockIdx.y);
-  if (thread == 0) shared.everything = 0;
   QueryTile<kDim, kHeadTiles> q;
   LoadQuery<Row::kIsBF16>(step, unit, q);
-  __syncthreads();
   WaitForPrevious();
   LetNextBegin();
-  if (IsDense(step, unit)) return;
-  for (int g = warp; g < step.group; g += kBlockWarps) FindThresholds(step, unit, g, shared);
-  __syncthreads();
-  if (shared.everything != 0) {
-    // Every block finds the same: whether the others have seen it yet does not matter.
-    if (blockIdx.x == 0 && thread == 0) step.dense[unit.number] = 1;
-    return;
+  if (IsDense(step, unit) || __ldcg(step.reading + unit.number) == 0) return;
+  const int64_t heads = int64_t{unit.number} * step.group;
+  if (thread < step.group) {
+    shared.low[thread] = __ldcg(&step.masses[heads + thread].low);
+    shared.high[thread] = __ldcg(&step.masses[heads + thread].high);
+    shared.half[thread] =
+        CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e;
   }
-  bool any = false;
-  for (int g = 0; g < step.group; ++g) any = any || shared.low[g] < shared.high[g];
-  if (!any && step.round > 0) return;
-
   float anchors[kHeadTiles][2];
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n) {
@@ -100,105 +121,69 @@ __global__ void __launch_bounds__(kBlockThreads) VerifyKernel(const __grid_const
     }
   }
   const DeviceIndex& index = *unit.index;
-  const int64_t rounds_before =
-      int64_t{step.round} * step.batch * step.kv_heads * step.segments;
   for (int segment = blockIdx.x; segment < unit.segments; segment += gridDim.x) {
     const int64_t base = int64_t{unit.number} * step.segments + segment;
-    const uint16_t* starts = index.starts + unit.Slot(segment, step.slots + 1);
     const uint16_t* members = index.members + unit.Slot(segment, step.segment_size);
     const uint8_t* scales = index.key_scales + unit.Slot(segment, step.segment_size);
     const uint16_t* levels = step.levels + base * step.segment_size * step.group;
     const int first = segment * step.segment_size;
-
+    const int64_t rows = base * step.segment_size;
+    const int before = step.round > 0 ? __ldcg(step.counts + base) : 0;
+    for (int i = thread; i <= step.slots; i += kBlockThreads)
+      shared.starts[i] = __ldg(index.starts + unit.Slot(segment, step.slots + 1) + i);
     const bool keep = thread < step.slots && __ldcg(step.kept + base * step.slots + thread) != 0;
     int kept;
     const int at = BlockScan(keep ? 1 : 0, shared.scratch, &kept);
-    if (keep) shared.kept[at] = thread;
+    if (keep) shared.kept[at] = static_cast<uint16_t>(thread);
     __syncthreads();
-    // How many new rows each cluster has, and what of it is not read.
     for (int e = warp; e < kept; e += kBlockWarps) {
       const int cluster = shared.kept[e];
-      const int begin = __ldg(starts + cluster);
-      const int end = __ldg(starts + cluster + 1);
-      int count = 0;
-      for (int key = begin + lane; key - lane < end; key += 32) {
-        bool fresh = false;
-        if (key < end) {
-          const uint16_t* of = levels + key * step.group;
-          fresh = Chosen(of, shared.low, step.group) &&
-                  (step.round == 0 || !Chosen(of, shared.high, step.group));
-        }
-        count += __popc(__ballot_sync(kAllLanes, fresh));
-      }
+      const int begin = shared.starts[cluster];
+      const int count = ChooseRows(step, shared, begin, shared.starts[cluster + 1], levels, scales,
+                                   words + begin / 32 + e,
+                                   step.unread + (base * step.slots + cluster) * step.group);
       if (lane == 0) shared.counts[e] = count;
-      if (step.tail == 0) continue;
-      for (int g = 0; g < step.group; ++g) {
-        float mass = 0;
-        for (int key = begin + lane; key < end; key += 32) {
-          const uint16_t* of = levels + key * step.group;
-          if (Chosen(of, shared.low, step.group)) continue;
-          const float scale =
-              __uint_as_float(uint32_t{__ldg(scales + key)} << 20) * kByteFloatUnit;
-          // Without v / 2, which corrects the mean of an exponential and not this sum.
-          const float half = fminf(shared.half_variances[g] * scale * scale, kLargestHalf);
-          mass += Exp2(LogitOfLevel(of[g]) - half);
-        }
-        mass = WarpSum(mass);
-        if (lane == 0) step.unread[(base * step.slots + cluster) * step.group + g] = mass;
-      }
     }
     __syncthreads();
-    int fresh_rows;
-    const int place = BlockScan(thread < kept ? shared.counts[thread] : 0, shared.scratch,
-                                &fresh_rows);
+    int fresh;
+    const int place = BlockScan(thread < kept ? shared.counts[thread] : 0, shared.scratch, &fresh);
     if (thread < kept) shared.counts[thread] = place;
     __syncthreads();
-    const int before = step.round > 0 ? step.counts[base] : 0;
-    const int64_t rows = base * step.segment_size;
     for (int e = warp; e < kept; e += kBlockWarps) {
       const int cluster = shared.kept[e];
-      const int begin = __ldg(starts + cluster);
-      const int end = __ldg(starts + cluster + 1);
+      const int begin = shared.starts[cluster];
       int to = shared.counts[e];
-      for (int key = begin + lane; key - lane < end; key += 32) {
-        bool fresh = false;
-        if (key < end) {
-          const uint16_t* of = levels + key * step.group;
-          fresh = Chosen(of, shared.low, step.group) &&
-                  (step.round == 0 || !Chosen(of, shared.high, step.group));
-        }
-        const unsigned all = __ballot_sync(kAllLanes, fresh);
-        if (fresh) {
-          const int i = to + __popc(all & ((1u << lane) - 1));
-          const uint32_t offset = __ldg(members + key);
-          chosen[i] = static_cast<uint32_t>(key) << 16 | offset;
+      for (int key = begin; key < shared.starts[cluster + 1]; key += 32) {
+        const uint32_t word = words[begin / 32 + e + (key - begin) / 32];
+        if ((word >> lane & 1) != 0) {
+          const int i = to + __popc(word & ((1u << lane) - 1));
+          const uint32_t offset = __ldg(members + key + lane);
+          chosen[i] = static_cast<uint32_t>(key + lane) << 16 | offset;
           step.rows[rows + before + i] = first + static_cast<int>(offset);
-          step.tags[rows + before + i] = static_cast<uint16_t>(key);
+          step.tags[rows + before + i] = static_cast<uint16_t>(key + lane);
         }
-        to += __popc(all);
+        to += __popc(word);
       }
     }
     float mass[kHeadTiles][2] = {};
     // Rows that another head had read may lie in a head's new range.
-    if (step.round > 0) {
-      for (int i = thread / 4; i < before; i += kBlockThreads / 4) {
-        const int key = step.tags[rows + i];
+    for (int i = thread / 4; i < before; i += kBlockThreads / 4) {
+      const int key = step.tags[rows + i];
 #pragma unroll
-        for (int n = 0; n < kHeadTiles; ++n) {
+      for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const int head = n * kTileHeads + 2 * (lane & 3) + h;
-            if (head >= step.group) continue;
-            const int level = levels[key * step.group + head];
-            if (level < shared.low[head] || level >= shared.high[head]) continue;
-            mass[n][h] += Exp2(step.logits[(rows + i) * step.group + head] - anchors[n][h]);
-          }
+        for (int h = 0; h < 2; ++h) {
+          const int head = n * kTileHeads + 2 * (lane & 3) + h;
+          if (head >= step.group) continue;
+          const int level = levels[key * step.group + head];
+          if (level < shared.low[head] || level >= shared.high[head]) continue;
+          mass[n][h] += Exp2(step.logits[(rows + i) * step.group + head] - anchors[n][h]);
         }
       }
     }
     __syncthreads();
     ScoreRows<Row>(
-        step, unit, q, fresh_rows, step.logits + (rows + before) * step.group,
+        step, unit, q, fresh, step.logits + (rows + before) * step.group,
         [&](int i) { return first + static_cast<int>(chosen[i] & 0xffffu); },
         [&](int i, int n, int h, float logit) {
           const int head = n * kTileHeads + 2 * (lane & 3) + h;
@@ -206,10 +191,10 @@ __global__ void __launch_bounds__(kBlockThreads) VerifyKernel(const __grid_const
           if (level >= shared.low[head] && level < shared.high[head])
             mass[n][h] += Exp2(logit - anchors[n][h]);
         });
-    SumHeads(mass, step.group, shared.by_warp,
-             step.exact + (rounds_before + base) * step.group);
-    if (thread == 0) step.counts[base] = before + fresh_rows;
+    SumHeads(mass, step.group, shared.by_warp, step.exact + base * step.group);
+    if (thread == 0) step.counts[base] = before + fresh;
   }
+  if (EndsLast(step, unit, shared.flags)) PlanUnit(step, unit, step.round + 1, shared.flags);
 }
 
 }  // namespace
@@ -217,10 +202,10 @@ __global__ void __launch_bounds__(kBlockThreads) VerifyKernel(const __grid_const
 Status LaunchVerify(const Step& step, Element type, int round, Stream stream) {
   Step of_round = step;
   of_round.round = round;
-  const size_t shared = static_cast<size_t>(step.segment_size) * sizeof(uint32_t);
+  const size_t words = step.segment_size + step.segment_size / 32 + step.slots + 1;
+  const size_t shared = words * sizeof(uint32_t);
   return DispatchStep(of_round, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    return Launch(VerifyKernel<Row, kDim, kHeadTiles>, of_round, step.parts,
-                  shared, stream);
+    return Launch(VerifyKernel<Row, kDim, kHeadTiles>, of_round, of_round.parts, shared, stream);
   });
 }
 

@@ -27,33 +27,33 @@ inline int Summary() {
 }  // namespace tactic::testing
 
 // Counts, and prints where it does not hold; the rest is as for printf.
-#define CHECK(condition, ...)                                                \
-  do {                                                                       \
-    if (condition) {                                                         \
-      ++::tactic::testing::AllChecks().passed;                               \
-    } else if (++::tactic::testing::AllChecks().failed <= 50) {              \
+#define CHECK(condition, ...)                                                   \
+  do {                                                                          \
+    if (condition) {                                                            \
+      ++::tactic::testing::AllChecks().passed;                                  \
+    } else if (++::tactic::testing::AllChecks().failed <= 50) {                 \
       std::printf("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                              \
-      std::printf("\n");                                                     \
-    }                                                                        \
+      std::printf(__VA_ARGS__);                                                 \
+      std::printf("\n");                                                        \
+    }                                                                           \
   } while (false)
 
 // For what the rest of a test cannot do without.
-#define CHECK_OK(status)                                                                  \
-  do {                                                                                    \
-    const ::tactic::Status check_status = (status);                                       \
-    if (!check_status.ok()) {                                                             \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, check_status.message().c_str());     \
-      std::exit(1);                                                                       \
-    }                                                                                     \
+#define CHECK_OK(status)                                                              \
+  do {                                                                                \
+    const ::tactic::Status check_status = (status);                                   \
+    if (!check_status.ok()) {                                                         \
+      std::printf("%s:%d: %s\n", __FILE__, __LINE__, check_status.message().c_str()); \
+      std::exit(1);                                                                   \
+    }                                                                                 \
   } while (false)
-#define CHECK_CUDA(call)                                                                  \
-  do {                                                                                    \
-    const cudaError_t check_error = (call);                                               \
-    if (check_error != cudaSuccess) {                                                     \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(check_error));    \
-      std::exit(1);                                                                       \
-    }                                                                                     \
+#define CHECK_CUDA(call)                                                               \
+  do {                                                                                 \
+    const cudaError_t check_error = (call);                                            \
+    if (check_error != cudaSuccess) {                                                  \
+      std::printf("%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(check_error)); \
+      std::exit(1);                                                                    \
+    }                                                                                  \
   } while (false)
 
 #endif  // TACTIC_TESTS_CUDA_CHECK_H_

@@ -16,8 +16,8 @@
 
 namespace tactic::cuda {
 
-constexpr double kSlack = 1e-4;        // relative
-constexpr double kByteSlack = 2e-3;    // of a byte
+constexpr double kSlack = 1e-4;      // relative
+constexpr double kByteSlack = 2e-3;  // of a byte
 
 inline bool IsByteFloatOf(uint8_t byte, double x) {
   const double stored = ByteToFloat(byte);
@@ -34,7 +34,8 @@ struct HeadRows {
 class IndexJudge {
  public:
   // Of keys, one in `stride` has its code judged: the rotation of the oracle is slow.
-  IndexJudge(const Stored& stored, int stride) : stored_(stored), view_(stored.view), stride_(stride) {}
+  IndexJudge(const Stored& stored, int stride)
+      : stored_(stored), view_(stored.view), stride_(stride) {}
 
   void JudgeHead(int head, const HeadRows& rows) {
     head_ = head;
@@ -47,7 +48,8 @@ class IndexJudge {
   // Positions of a cluster, as stored.
   std::vector<int64_t> Members(int head, int segment, int cluster) const {
     const uint16_t* starts = stored_.starts.data() + stored_.At(head, segment, view_.slots + 1);
-    const uint16_t* members = stored_.members.data() + stored_.At(head, segment, view_.segment_size);
+    const uint16_t* members =
+        stored_.members.data() + stored_.At(head, segment, view_.segment_size);
     std::vector<int64_t> positions;
     for (int i = starts[cluster]; i < starts[cluster + 1]; ++i)
       positions.push_back(int64_t{segment} * view_.segment_size + members[i]);
@@ -199,7 +201,8 @@ class IndexJudge {
       ++elements_;
       if (levels[x] == code.levels[x]) continue;
       bool near = std::fabs(y[x]) <= kSlack * rms;
-      for (double b : boundaries) near = near || std::fabs(std::fabs(y[x]) - b * rms) <= kSlack * rms;
+      for (double b : boundaries)
+        near = near || std::fabs(std::fabs(y[x]) - b * rms) <= kSlack * rms;
       ++close_;
       right = right && near;
     }
@@ -207,15 +210,14 @@ class IndexJudge {
     const double along = oracle::Dot(y, levels);
     const uint8_t scale = stored_.key_scales[stored_.At(head_, segment_, view_.segment_size) + key];
     CHECK(IsByteFloatOf(scale, along > 0 ? square / along : 0),
-          "scale of head %d segment %d key %d: %g for %g", head_, segment_, key,
-          ByteToFloat(scale), square / along);
+          "scale of head %d segment %d key %d: %g for %g", head_, segment_, key, ByteToFloat(scale),
+          square / along);
   }
 
   void JudgePadding(int keys) {
     bool zero = true;
     for (int key = keys; key % kCodeBlock != 0; ++key) {
-      zero = zero &&
-             stored_.key_scales[stored_.At(head_, segment_, view_.segment_size) + key] == 0;
+      zero = zero && stored_.key_scales[stored_.At(head_, segment_, view_.segment_size) + key] == 0;
       for (size_t row = 0; row < CodeRows(view_.head_dim, view_.bits); ++row) {
         for (int j = 0; j < 4; ++j)
           zero = zero && Block(key)[row * kCodeRow + 4 * (key % kCodeBlock) + j] == 0;

@@ -31,10 +31,14 @@ std::unique_ptr<Index> MakeIndex(const CachedLayer& layer, const Options& option
   return index;
 }
 
-HeadRows RowsOf(const CachedLayer& layer, int head) { return {layer.Keys(head), layer.Values(head)}; }
+HeadRows RowsOf(const CachedLayer& layer, int head) {
+  return {layer.Keys(head), layer.Values(head)};
+}
 
 std::string NameOf(const LayerSpec& spec, const Options& options) {
-  const char* type = spec.type == Element::kBF16 ? "bf16" : spec.type == Element::kF16 ? "f16" : "e4m3";
+  const char* type = spec.type == Element::kBF16  ? "bf16"
+                     : spec.type == Element::kF16 ? "f16"
+                                                  : "e4m3";
   return std::string(type) + " dim " + std::to_string(spec.head_dim) + " bits " +
          std::to_string(options.mode == Mode::kPaper ? 0 : options.bits) + " segment " +
          std::to_string(options.segment_size) + " page " + std::to_string(spec.page_size) +
@@ -89,8 +93,7 @@ void Judge(CachedLayer& layer, const Options& options, Stream stream, int stride
     CHECK(stored.view.unfit[head] == 0, "head %d", head);
     judge.JudgeHead(head, rows);
     for (int segment = 0; segment < std::min(compared, stored.view.closed); ++segment) {
-      worst = std::max(
-          worst, CompareClusters(judge, stored, options, rows.keys, head, segment));
+      worst = std::max(worst, CompareClusters(judge, stored, options, rows.keys, head, segment));
     }
   }
   const int64_t end = layer.spec().positions - options.recent;
@@ -155,10 +158,10 @@ void TestAdversarial(Stream stream) {
   layer.Fill();
   for (int64_t p = 0; p < spec.positions; ++p) {
     for (int x = 0; x < spec.head_dim; ++x) {
-      layer.Key(0, p)[x] = 0.3f * static_cast<float>(x % 5);      // all equal
-      layer.Key(1, p)[x] = 0;                                     // nothing
+      layer.Key(0, p)[x] = 0.3f * static_cast<float>(x % 5);  // all equal
+      layer.Key(1, p)[x] = 0;                                 // nothing
       layer.Value(1, p)[x] = 0;
-      if (p % 100 == 50) layer.Key(2, p)[x] *= 1000;              // some huge
+      if (p % 100 == 50) layer.Key(2, p)[x] *= 1000;                         // some huge
       if (p % 16 != 3) layer.Key(3, p)[x] = 1 + 0.01f * layer.Key(3, p)[x];  // one large cluster
     }
   }

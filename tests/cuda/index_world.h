@@ -26,8 +26,9 @@ inline float FromE4M3(uint8_t byte) {
   const int exponent = byte >> 3 & 15;
   const int mantissa = byte & 7;
   if ((byte & 0x7f) == 0x7f) return std::numeric_limits<float>::quiet_NaN();
-  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                        : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  const float magnitude = exponent == 0
+                              ? std::ldexp(static_cast<float>(mantissa), -9)
+                              : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
   return (byte & 0x80) != 0 ? -magnitude : magnitude;
 }
 // The nearest, within its range.
@@ -136,8 +137,8 @@ class CachedLayer {
     for (int head = 0; head < heads; ++head) {
       for (int64_t p = 0; p < positions; ++p) {
         const int64_t block = table[spec_.sequence * blocks_each + p / page];
-        const int64_t at = block * cache.block_stride + p % page * cache.row_stride +
-                           head * cache.head_stride;
+        const int64_t at =
+            block * cache.block_stride + p % page * cache.row_stride + head * cache.head_stride;
         for (int x = 0; x < dim; ++x) {
           Store(Key(head, p)[x], key_scale_, keys.data() + (at + x) * bytes);
           Store(Value(head, p)[x], value_scale_, values.data() + (at + x) * bytes);
@@ -214,8 +215,8 @@ struct Stored {
 inline Stored Read(const Index& index, Stream stream) {
   CHECK_CUDA(cudaStreamSynchronize(stream));
   Stored stored;
-  CHECK_CUDA(cudaMemcpy(&stored.view, index.device_view(), sizeof(stored.view),
-                        cudaMemcpyDeviceToHost));
+  CHECK_CUDA(
+      cudaMemcpy(&stored.view, index.device_view(), sizeof(stored.view), cudaMemcpyDeviceToHost));
   const DeviceIndex& view = stored.view;
   const auto copy = [](auto* to, const auto* from, size_t count) {
     to->resize(count);

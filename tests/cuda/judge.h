@@ -236,7 +236,7 @@ inline std::vector<double> JudgeRank(const UnitView& u, const HeadIndex& index, 
   const auto forced = ForcedRows(u, index);
   const auto rows = u.Of(step.forced_rows, step.forced_room);
   const auto logits = u.Of(step.forced_logits, size_t(step.forced_room) * step.group);
-  const auto parts = u.Of(step.part_forced, size_t(step.parts) * step.group);
+  const auto parts = u.Of(step.part_forced, size_t(step.rank_parts) * step.group);
   const auto scores = u.Of(step.scores, size_t(step.segments) * step.slots * step.group);
   std::vector<double> anchors;
   for (size_t i = 0; i < forced.size(); ++i)
@@ -255,7 +255,7 @@ inline std::vector<double> JudgeRank(const UnitView& u, const HeadIndex& index, 
       verdict->Near(logits[i * step.group + g], u.logits[g][forced[i]], 2e-3, "forced logit");
       mass += std::exp2(u.logits[g][forced[i]] - anchor);
     }
-    for (int p = 0; p < step.parts; ++p) got += parts[p * step.group + g];
+    for (int p = 0; p < step.rank_parts; ++p) got += parts[p * step.group + g];
     verdict->Near(got, mass, 3e-3 * mass, "mass of forced rows");
     for (size_t c = 0; c < index.coded.clusters.size(); ++c) {
       double score = oracle::Dot(u.Query(g), index.coded.clusters[c].centroid) *

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "src/cuda/code_tile.cuh"
 #include "tests/cuda/judge.h"
 
 namespace tactic::cuda {
@@ -38,19 +39,35 @@ class TacticJudge {
   // As the device rounded them: another rounding of one element would show in every key.
   void ReadQueries() {
     const int dim = step_.head_dim;
-    const auto bytes = u_.Of(step_.rotated, size_t(group_) * dim);
+    const int words = CodeQueryWords(dim, step_.bits);
+    const int groups = CodeGroups(step_.bits);
+    const auto packed = u_.Of(step_.rotated, size_t((group_ + 7) / 8) * words * 32);
     const auto facts = u_.Of(step_.queries, group_);
     for (int g = 0; g < group_; ++g) {
       oracle::CodedQuery query = oracle::MakeCodedQuery(u_.Query(g), u_.world.request.scale,
                                                         u_.world.request.softcap);
       v_->Near(facts[g].norm, query.norm, 1e-4 * query.norm, "norm of a query");
       int sum = 0;
-      for (int x = 0; x < dim; ++x) {
-        const double got = double{facts[g].unit} * bytes[g * dim + x];
-        v_->Near(got, query.rotated[x], 1.01 * facts[g].unit, "rotated query");
-        query.rotated[x] = got;
-        sum += bytes[g * dim + x];
+      std::vector<int> seen(dim, 0);
+      for (int w = 0; w < words; ++w) {
+        for (int t = 0; t < 4; ++t) {
+          const uint32_t word = packed[(g / 8 * words + w) * 32 + g % 8 * 4 + t];
+          for (int j = 0; j < 4; ++j) {
+            const int x = CodeElement(step_.bits, t + 4 * (w / groups), w % groups, j);
+            const auto byte = static_cast<int8_t>(word >> 8 * j);
+            if (x >= dim) {
+              v_->That(byte == 0, "elements beyond the query are zero");
+              continue;
+            }
+            ++seen[x];
+            const double got = double{facts[g].unit} * byte;
+            v_->Near(got, query.rotated[x], 1.01 * facts[g].unit, "rotated query");
+            query.rotated[x] = got;
+            sum += byte;
+          }
+        }
       }
+      v_->That(seen == std::vector<int>(dim, 1), "every element is there once");
       v_->That(facts[g].sum == sum, "sum of a query's bytes");
       queries_.push_back(query);
     }
@@ -58,7 +75,7 @@ class TacticJudge {
 
   void JudgeBounds() {
     const auto bounds = u_.Of(step_.bounds, size_t(step_.segments) * step_.slots * group_);
-    const auto floors = u_.Of(step_.part_floors, size_t(step_.parts) * group_);
+    const auto floors = u_.Of(step_.part_floors, size_t(step_.rank_parts) * group_);
     for (int g = 0; g < group_; ++g) {
       double floor = 0;
       double got = 0;
@@ -83,11 +100,11 @@ class TacticJudge {
         masses_[g].push_back(mass);
         tokens_[g].push_back(token);
       }
-      for (int p = 0; p < step_.parts; ++p) got += floors[p * group_ + g];
+      for (int p = 0; p < step_.rank_parts; ++p) got += floors[p * group_ + g];
       v_->Near(got, floor, 4e-3 * floor, "least mass of all clusters");
-      const auto forced = u_.Of(step_.part_forced, size_t(step_.parts) * group_);
+      const auto forced = u_.Of(step_.part_forced, size_t(step_.rank_parts) * group_);
       fixed_.push_back(0);
-      for (int p = 0; p < step_.parts; ++p) fixed_[g] += forced[p * group_ + g];
+      for (int p = 0; p < step_.rank_parts; ++p) fixed_[g] += forced[p * group_ + g];
       rest_.push_back((1 - u_.options.target) * (fixed_[g] + got));
     }
   }
@@ -171,55 +188,50 @@ class TacticJudge {
     return mass;
   }
 
+  // Where a head's selection ends: as the rule has it, from the levels that the device found.
   void JudgeThresholds() {
-    const size_t heads = size_t(step_.batch) * step_.kv_heads * group_;
-    const size_t units = size_t(step_.batch) * step_.kv_heads;
-    const auto thresholds = FromDevice(step_.thresholds, heads * (1 + step_.rounds));
+    const auto masses = u_.Of(step_.masses, group_);
     const Options& o = u_.options;
     const double p = o.target;
-    const int first = static_cast<int>(u_.Number()) * group_;
-    exact_ = fixed_;
-    std::vector<int> before(group_, kLastLevel + 1);
-    for (int round = 0; round <= step_.rounds; ++round) {
-      bool any = false;
-      std::vector<int> now(group_);
-      for (int g = 0; g < group_; ++g) {
-        now[g] = thresholds[round * heads + first + g];
-        any = any || now[g] < before[g];
-      }
-      for (int g = 0; g < group_; ++g) {
-        const double total = MassFrom(g, 0);
-        const double estimated = MassFrom(g, before[g]);
-        const double unread = o.unread_margin * std::max(0.0, total - estimated) +
-                              o.skipped_margin * skipped_[g];
-        const double share = exact_[g] / (exact_[g] + unread);
-        if (now[g] == before[g]) {
-          v_->That(share >= p - 2e-3 || before[g] == 0 || round == 0,
-                   "head " + std::to_string(g) + " stopped at " + std::to_string(share));
-          continue;
-        }
-        v_->That(share < p + 2e-3, "a head reads on that has reached the target");
+    for (int g = 0; g < group_; ++g) {
+      const HeadMass& m = masses[g];
+      const double total = MassFrom(g, 0);
+      const auto unread = [&](double estimated) {
+        return o.unread_margin * std::max(0.0, total - estimated) + o.skipped_margin * skipped_[g];
+      };
+      // The rule, in exact arithmetic.
+      int low = kLastLevel + 1;
+      double estimated = 0;
+      double exact = fixed_[g];
+      for (int round = 0; round <= o.rounds; ++round) {
+        if (exact >= p * (exact + unread(estimated)) || low == 0) break;
         const double ratio =
-            estimated > 0 ? std::clamp((exact_[g] - fixed_[g]) / estimated, 0.5, 1.0) : 1;
-        const double need = estimated + (p * (exact_[g] + unread) - exact_[g]) /
+            estimated > 0 ? std::clamp((exact - fixed_[g]) / estimated, 0.5, 1.0) : 1;
+        const double need = estimated + (p * (exact + unread(estimated)) - exact) /
                                             (ratio * (1 - p) + p * o.unread_margin);
-        const double slack = 5e-3 * need + 1e-3 * total;
-        v_->That(MassFrom(g, now[g]) >= need - slack || now[g] == 0, "a threshold reads enough");
-        v_->That(MassFrom(g, now[g] + kLevelsPerBin) <= need + slack || now[g] >= before[g],
-                 "a threshold reads no more than it needs");
-        const double found = ExactBetween(g, now[g], before[g]);
-        exact_[g] += found;
-        // What the device believes it found.
-        const auto sums = FromDevice(
-            step_.exact + (round * units + u_.Number()) * step_.segments * group_,
-            size_t(step_.segments) * group_);
-        double got = 0;
-        for (int j = 0; j < index_.segments; ++j) got += sums[j * group_ + g];
-        v_->Near(got, found, 5e-3 * found + 1e-9, "exact mass of a round");
+        int next = low;
+        while (next > 0 && MassFrom(g, next) < need) next = (next - 1) / kLevelsPerBin * kLevelsPerBin;
+        exact += ExactBetween(g, next, low);
+        low = next;
+        estimated = MassFrom(g, low);
       }
-      before = now;
+      v_->Near(m.estimated, estimated, 0.02 * total, "estimated mass of a selection");
+      // What the device says of its own.
+      v_->Near(m.total, total, 1e-3 * total, "estimated mass of all keys");
+      v_->Near(m.fixed, fixed_[g], 1e-4 * fixed_[g], "mass of forced rows");
+      v_->Near(m.skipped, skipped_[g], 1e-3 * skipped_[g] + 1e-30, "skipped mass");
+      v_->Near(m.estimated, MassFrom(g, m.low), 1e-3 * total, "estimated mass of own rows");
+      int rows = 0;
+      for (int b = m.low / kLevelsPerBin; b < kBins; ++b) rows += bins_[g][b];
+      v_->That(m.rows == rows, "own rows");
+      exact_.push_back(fixed_[g] + ExactBetween(g, m.low, kLastLevel + 1));
+      v_->Near(m.exact, exact_[g], 5e-3 * exact_[g], "exact mass of own rows");
+      v_->That(exact_[g] >= p * (exact_[g] + unread(m.estimated)) * (1 - 2e-3) || m.low == 0 ||
+                   m.rounds >= o.rounds,
+               "a head stops short of its target");
+      v_->That(m.rounds <= o.rounds, "rounds");
+      thresholds_.push_back(m.low);
     }
-    thresholds_ = before;
   }
 
   bool Chosen(size_t c, size_t i) const {

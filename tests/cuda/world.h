@@ -176,13 +176,14 @@ class World {
     request.max_length = longest;
   }
 
-  // An index of every sequence, for request.indexes.
-  void MakeIndexes(const Options& options) {
+  // An index of every sequence, of as many positions as told or of all, for request.indexes.
+  void MakeIndexes(const Options& options, std::vector<int> lengths = {}) {
+    if (lengths.empty()) lengths = spec.lengths;
     std::vector<const void*> views;
     for (int s = 0; s < batch; ++s) {
       std::unique_ptr<Index> index;
       Must(Index::Create(spec.shape, options, spec.lengths[s], &index), "Index::Create");
-      Must(index->Append(cache, s, spec.lengths[s], nullptr), "Index::Append");
+      Must(index->Append(cache, s, lengths[s], nullptr), "Index::Append");
       views.push_back(index->device_view());
       indexes.push_back(std::move(index));
     }

@@ -1,0 +1,109 @@
+// Bins of levels, added up and searched by one warp from the highest down.
+#ifndef TACTIC_SRC_CUDA_BINS_CUH_
+#define TACTIC_SRC_CUDA_BINS_CUH_
+
+#include "src/cuda/step.cuh"
+
+namespace tactic::cuda {
+
+// Bins are read in chunks of 128, four neighbours to a lane: those of lane l in chunk c end 128 c +
+// 4 l below the highest.
+inline constexpr int kChunkBins = 128;
+inline constexpr int kChunks = kBins / kChunkBins;
+static_assert(kChunks <= 32);
+__device__ __forceinline__ int LowestOfLane(int chunk, int lane) {
+  return kBins - kChunkBins * chunk - 4 * lane - 4;
+}
+__device__ __forceinline__ uint4 ReadBins(const uint32_t* bins, int lowest) {
+  return __ldcg(reinterpret_cast<const uint4*>(bins + lowest));
+}
+
+// What chunk `lane` holds: value(bin, count) and counts, added up.
+template <class T>
+struct BinSums {
+  T sum = 0;
+  int rows = 0;
+};
+template <class T, class Value>
+__device__ __forceinline__ BinSums<T> SumBins(const uint32_t* bins, const Value& value) {
+  const int lane = threadIdx.x & 31;
+  BinSums<T> mine;
+#pragma unroll 4
+  for (int c = 0; c < kChunks; ++c) {
+    const int lowest = LowestOfLane(c, lane);
+    const uint4 counts = ReadBins(bins, lowest);
+    T sum = 0;
+    int rows = 0;
+#pragma unroll
+    for (int j = 3; j >= 0; --j) {
+      const auto count = static_cast<int>(Word(counts, j));
+      sum += value(lowest + j, count);
+      rows += count;
+    }
+    sum = WarpSum(sum);
+    rows = WarpSum(rows);
+    if (lane == c) mine = {sum, rows};
+  }
+  return mine;
+}
+
+// The highest bin down to which the bins hold `need`; -1: they hold less.
+template <class T>
+struct BinPlace {
+  int bin;
+  T through;   // the sum down to it, or of all
+  int rows;    // counts down to it, or of all
+  int in_bin;  // its count
+};
+template <class T, class Value>
+__device__ __forceinline__ BinPlace<T> FindBin(const uint32_t* bins, const BinSums<T>& chunks,
+                                               T need, const Value& value) {
+  const int lane = threadIdx.x & 31;
+  const T down_to = WarpScan(chunks.sum, lane);
+  const int rows_down_to = WarpScan(chunks.rows, lane);
+  const unsigned holds = __ballot_sync(kAllLanes, lane < kChunks && down_to >= need);
+  if (holds == 0) {
+    return {-1, __shfl_sync(kAllLanes, down_to, 31), __shfl_sync(kAllLanes, rows_down_to, 31), 0};
+  }
+  const int chunk = __ffs(static_cast<int>(holds)) - 1;
+  const T above = __shfl_sync(kAllLanes, down_to - chunks.sum, chunk);
+  const int rows_above = __shfl_sync(kAllLanes, rows_down_to - chunks.rows, chunk);
+  const int lowest = LowestOfLane(chunk, lane);
+  const uint4 counts = ReadBins(bins, lowest);
+  T sums[4];  // from the highest of the four down
+  int rows[4];
+  T sum = 0;
+  int count = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const auto here = static_cast<int>(Word(counts, 3 - j));
+    sum += value(lowest + 3 - j, here);
+    count += here;
+    sums[j] = sum;
+    rows[j] = count;
+  }
+  const T before = above + WarpScan(sum, lane) - sum;
+  const int rows_before = rows_above + WarpScan(count, lane) - count;
+  const unsigned here = __ballot_sync(kAllLanes, before + sum >= need);
+  // Rounding may leave the chunk's sum, added up in another order, just below: then its last bin.
+  const int owner = here == 0 ? 31 : __ffs(static_cast<int>(here)) - 1;
+  int at = 3;
+#pragma unroll
+  for (int j = 2; j >= 0; --j) at = before + sums[j] >= need ? j : at;
+  T through = before;
+  int rows_through = rows_before;
+  int in_bin = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (j != at) continue;
+    through = before + sums[j];
+    rows_through = rows_before + rows[j];
+    in_bin = static_cast<int>(Word(counts, 3 - j));
+  }
+  return {__shfl_sync(kAllLanes, lowest + 3 - at, owner), __shfl_sync(kAllLanes, through, owner),
+          __shfl_sync(kAllLanes, rows_through, owner), __shfl_sync(kAllLanes, in_bin, owner)};
+}
+
+}  // namespace tactic::cuda
+
+#endif  // TACTIC_SRC_CUDA_BINS_CUH_
