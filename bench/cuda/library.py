@@ -1,12 +1,11 @@
 """The CUDA backend as Python objects: ctypes over bench/cuda/shim.cc.
 
-Everything is enqueued on torch's current stream, so calls may be captured into a CUDA graph. Objects
-are freed when they are closed, not by the garbage collector: device memory is what runs out.
+Everything is enqueued on torch's current stream, so calls may be captured into a CUDA graph.
+Objects are freed when they are closed, not by the garbage collector: device memory is scarce.
 """
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +80,7 @@ class Shape:
     @property
     def scale(self) -> float:
         """What products of queries and keys are multiplied by."""
-        return float(self.head_dim) ** -0.5
+        return 1 / math.sqrt(self.head_dim)
 
     def __str__(self) -> str:
         return f"{self.q_heads}q/{self.kv_heads}kv d{self.head_dim}"
@@ -349,13 +348,3 @@ class Decoder:
         if self._handle is not None:
             self._library.c.tactic_bench_decoder_destroy(self._handle)
             self._handle = None
-
-
-@contextmanager
-def closing_all(things: list[Index] | list[Decoder]) -> Iterator[None]:
-    """Frees them at the end, whatever happens."""
-    try:
-        yield
-    finally:
-        for thing in things:
-            thing.close()

@@ -68,8 +68,8 @@ struct KvCache {
 class Index {
  public:
   // REQUIRES of shape: head_dim == value_dim, one of 64, 96, 128, 256; group at most 16. Of
-  // options: cluster_size <= 256, segment_size in [256, 8192] and a multiple of 8 cluster_size,
-  // with at most 256 clusters. InvalidArgument names what is wrong.
+  // options: cluster_size <= 32; segment_size in [256, 8192] and 8, 16, ... or 256 times as large;
+  // kClusters. InvalidArgument or Unsupported names what is wrong.
   static Status Create(const LayerShape& shape, const Options& options, int64_t max_tokens,
                        std::unique_ptr<Index>* index);
   ~Index();

@@ -1,8 +1,9 @@
 // Stages attend and combine: softmax over the rows that were chosen, or over all of them.
 //
 // The logits of chosen rows are known, so only values are read. A unit that is read densely takes
-// the other path here: keys and values of all rows, tile by tile. Every block has one share of its
-// unit's rows and leaves a softmax state; the block of a unit that ends last merges them, in order.
+// the other path here: keys and values of all rows. Units differ by orders of magnitude in what they
+// read: so all tiles of all units are one sequence, of which every block has an even share. It leaves
+// a softmax state for each unit in it; the block of a unit that ends last merges them, in order.
 #include <algorithm>
 
 #include "src/cuda/heads.cuh"
@@ -13,15 +14,23 @@
 namespace tactic::cuda {
 namespace {
 
+struct MergedHead {
+  float max;
+  float weights;
+  float rows;  // weights without the tail's
+};
+
 struct AttendShared {
   int scratch[kBlockWarps];
   int flag;
+  MergedHead merged[kMaxGroup];
+  float factors[kBlockWarps * kMaxGroup];
 };
 
-// Where the rows of a unit are: forced ones first, then those of each segment.
+// Where the rows of a unit are: forced ones first, then those of each span.
 struct RowList {
-  const int* before;  // [segments + 1]: rows ahead of each segment's; last: all
-  int segments;
+  const int* before;  // [spans + 1]: rows ahead of each span's; last: all
+  int spans;
   int total;
 };
 
@@ -38,34 +47,31 @@ __device__ __forceinline__ RowPlace FindRow(const Step& step, const Unit& unit, 
     return {~at, unit.ForcedRow(i, step.sinks)};
   }
   int low = 0;
-  int high = list.segments;  // before[low] <= i < before[high]
+  int high = list.spans;  // before[low] <= i < before[high]
   while (high - low > 1) {
     const int middle = (low + high) / 2;
     if (list.before[middle] <= i) low = middle;
     else high = middle;
   }
   const int64_t at =
-      (int64_t{unit.number} * step.segments + low) * step.segment_size + (i - list.before[low]);
+      (int64_t{unit.number} * step.spans + low) * step.span_keys + (i - list.before[low]);
   return {at, __ldcg(step.rows + at)};
 }
 
-// Counts of the segments' rows, added up. `before`: shared memory.
-__device__ RowList ListRows(const Step& step, const Unit& unit, int* before, int* scratch) {
-  int all = unit.forced;
-  for (int first = 0; first < unit.segments; first += kBlockThreads) {
-    const int j = first + static_cast<int>(threadIdx.x);
-    const int count =
-        j < unit.segments
-            ? __ldcg(step.counts + static_cast<int64_t>(unit.number) * step.segments + j)
-            : 0;
+// Adds up count(j) for j in [0, n), from `first` on: before[j], and before[n]. All threads.
+template <class Count>
+__device__ int AddUp(int n, int first, int* before, int* scratch, const Count& count) {
+  int all = first;
+  for (int j0 = 0; j0 < n; j0 += kBlockThreads) {
+    const int j = j0 + static_cast<int>(threadIdx.x);
     int sum;
-    const int place = BlockScan(count, scratch, &sum);
-    if (j < unit.segments) before[j] = all + place;
+    const int place = BlockScan(j < n ? count(j) : 0, scratch, &sum);
+    if (j < n) before[j] = all + place;
     all += sum;
   }
-  if (threadIdx.x == 0) before[unit.segments] = all;
+  if (threadIdx.x == 0) before[n] = all;
   __syncthreads();
-  return {before, unit.segments, all};
+  return all;
 }
 
 template <class Row, int kDim, int kHeadTiles>
@@ -152,18 +158,25 @@ __device__ void AttendAll(const Step& step, const Unit& unit, int begin, int end
   }
 }
 
-// Means of values, for members that were not read and for clusters that were skipped.
+// Means of values, for members that were not read and for clusters that were skipped: tiles [begin,
+// end) of the unit's.
 template <int kDim, int kHeadTiles>
-__device__ void AddTail(const Step& step, const Unit& unit, SoftmaxTile<kDim, kHeadTiles>& state) {
+__device__ void AddTail(const Step& step, const Unit& unit, int begin, int end,
+                        SoftmaxTile<kDim, kHeadTiles>& state) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
   const int t = lane & 3;
-  const int warp = threadIdx.x >> 5;
   const int means = step.slots + 1;
-  const int tiles = (means + kTileRows - 1) / kTileRows;
+  const int tiles = MeanTiles(step);
   const float to_mean = 1 / step.value_unit;
-  for (int i = blockIdx.x * kBlockWarps + warp; i < unit.segments * tiles;
-       i += gridDim.x * kBlockWarps) {
+  float anchors[kHeadTiles][2];
+#pragma unroll
+  for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      anchors[n][h] = AnchorOf(step, unit, min(n * kTileHeads + 2 * t + h, step.group - 1));
+  }
+  for (int i = begin + static_cast<int>(threadIdx.x >> 5); i < end; i += kBlockWarps) {
     const int segment = i / tiles;
     const int first = i % tiles * kTileRows;
     const int64_t base = static_cast<int64_t>(unit.number) * step.segments + segment;
@@ -183,13 +196,13 @@ __device__ void AddTail(const Step& step, const Unit& unit, SoftmaxTile<kDim, kH
             mass = __ldcg(step.skipped + base * step.group + head);
           }
         }
-        s[n][k] = mass > 0 ? log2f(mass) + AnchorOf(step, unit, head) : kNone;
+        s[n][k] = mass > 0 ? log2f(mass) + anchors[n][k & 1] : kNone;
         any = any || mass > 0;
       }
     }
     if (!__any_sync(kAllLanes, any)) continue;
-    const int8_t* values = unit.index->means + unit.Slot(segment, means) * kDim;
-    const uint16_t* scales = unit.index->mean_scales + unit.Slot(segment, means);
+    const int8_t* values = unit.means + int64_t{segment} * means * kDim;
+    const uint16_t* scales = unit.mean_scales + int64_t{segment} * means;
     const auto slot = [&](int row) { return min(first + row, step.slots); };
     const auto scale = [&](int row) {
       return __half2float(__ushort_as_half(scales[slot(row)])) * to_mean;
@@ -207,32 +220,54 @@ __device__ void AddTail(const Step& step, const Unit& unit, SoftmaxTile<kDim, kH
 }
 
 // Merges `count` states, which are `stride` floats apart, of every head of the group; done(g, x,
-// sum, max, weights, weights of rows) gets element x of the sums.
-// kGlobal: they are other blocks', in device memory.
+// sum, max, weights, weights of rows) gets element x of the sums. kGlobal: they are other blocks', in
+// device memory. `factors`: group * count floats of shared memory. All threads of the block.
 template <int kDim, bool kGlobal, class Done>
 __device__ void MergeStates(const float* states, int count, int64_t stride, int group,
-                            const Done& done) {
+                            float* factors, MergedHead* merged, const Done& done) {
+  constexpr int kSize = kStateSize<kDim>;
+  const int lane = threadIdx.x & 31;
   const auto read = [](const float* p) { return kGlobal ? __ldcg(p) : *p; };
-  for (int i = threadIdx.x; i < group * kDim; i += kBlockThreads) {
-    const int g = i / kDim;
-    const int x = i % kDim;
-    const float* of = states + g * kStateSize<kDim>;
+  for (int g = threadIdx.x >> 5; g < group; g += kBlockWarps) {
+    const float* of = states + g * kSize + kDim;
     float max = kNothing;
-#pragma unroll 8
-    for (int k = 0; k < count; ++k) max = fmaxf(max, read(of + k * stride + kDim));
-    float sum = 0;
+    for (int k = lane; k < count; k += 32) {
+      const float mine = read(of + k * stride);
+      factors[g * count + k] = mine;
+      max = fmaxf(max, mine);
+    }
+#pragma unroll
+    for (int k = 16; k > 0; k >>= 1) max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, k));
     float weights = 0;
     float rows = 0;
+    for (int k = lane; k < count; k += 32) {
+      const float f = Exp2(factors[g * count + k] - max);
+      factors[g * count + k] = f;
+      weights += f * read(of + k * stride + 1);
+      rows += f * read(of + k * stride + 2);
+    }
+    weights = WarpSum(weights);
+    rows = WarpSum(rows);
+    if (lane == 0) merged[g] = {max, weights, rows};
+  }
+  __syncthreads();
+  // Two elements to a thread.
+  for (int i = 2 * threadIdx.x; i < group * kDim; i += 2 * kBlockThreads) {
+    const int g = i / kDim;
+    const int x = i % kDim;
+    const float* of = states + g * kSize + x;
+    float2 sum = {0, 0};
 #pragma unroll 8
     for (int k = 0; k < count; ++k) {
-      const float* state = of + k * stride;
-      const float f = Exp2(read(state + kDim) - max);
-      sum += f * read(state + x);
-      weights += f * read(state + kDim + 1);
-      rows += f * read(state + kDim + 2);
+      const auto* at = reinterpret_cast<const float2*>(of + k * stride);
+      const float2 mine = kGlobal ? __ldcg(at) : *at;
+      const float f = factors[g * count + k];
+      sum.x += f * mine.x;
+      sum.y += f * mine.y;
     }
-    done(g, x, sum, max, weights, rows);
+    done(g, x, sum, merged[g]);
   }
+  __syncthreads();
 }
 
 // What a head of a unit that was not read densely is known to have selected.
@@ -249,23 +284,26 @@ __device__ void ReportOwn(const Step& step, const Unit& unit, int g, DeviceRepor
     for (int p = 0; p < step.rank_parts; ++p) {
       exact += step.part_forced[(int64_t{unit.number} * step.rank_parts + p) * step.group + g];
     }
-    for (int j = 0; j < unit.segments; ++j)
-      exact += step.exact[(int64_t{unit.number} * step.segments + j) * step.group + g];
+    for (int j = 0; j < unit.spans; ++j)
+      exact += step.exact[(int64_t{unit.number} * step.spans + j) * step.group + g];
     report->own_rows = step.ranks[head].own_rows + unit.forced;
     report->p_hat = -1;
   }
   report->own_lse = (AnchorOf(step, unit, g) + log2f(exact)) * kLn2;
 }
 
+// Elements x and x + 1 of the output, and once for a head its report.
 template <int kDim>
 __device__ void Finish(const Step& step, const Unit& unit, bool dense, int union_rows, int g, int x,
-                       float sum, float max, float weights, float rows) {
+                       float2 sum, const MergedHead& merged) {
   const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
-  WriteElement(step.out, step.out_type, head * kDim + x, weights > 0 ? sum / weights : 0.0f);
+  const float scale = merged.weights > 0 ? 1 / merged.weights : 0.0f;
+  WriteElement(step.out, step.out_type, head * kDim + x, sum.x * scale);
+  WriteElement(step.out, step.out_type, head * kDim + x + 1, sum.y * scale);
   if (x != 0) return;
   DeviceReport report;
   report.union_rows = union_rows;
-  report.union_lse = (max + log2f(rows)) * kLn2;
+  report.union_lse = (merged.max + log2f(merged.rows)) * kLn2;
   report.own_rows = report.union_rows;
   report.own_lse = report.union_lse;
   report.p_hat = 1;
@@ -274,88 +312,132 @@ __device__ void Finish(const Step& step, const Unit& unit, bool dense, int union
   step.reports[head] = report;
   if (g != 0) return;
   step.listed[2 * unit.number] = dense ? 0 : unit.forced;
-  step.listed[2 * unit.number + 1] = dense ? 0 : unit.segments;
+  step.listed[2 * unit.number + 1] = dense ? 0 : unit.spans;
 }
 
 // kDense: the whole batch is read densely.
 template <class Row, int kDim, int kHeadTiles, bool kDense>
 __global__ void __launch_bounds__(kBlockThreads, kDim > 128 || kHeadTiles > 1 ? 1 : 2)
     AttendKernel(const __grid_constant__ Step step) {
-  extern __shared__ float dynamic[];  // rows before each segment; later states of the warps
+  extern __shared__ int dynamic[];
   __shared__ AttendShared shared;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
-  const int warp = thread >> 5;
-  WaitForPrevious();
-  LetNextBegin();
-  const Unit unit = MakeUnit(step, blockIdx.y);
-  const bool dense = kDense || IsDense(step, unit);
-  RowList list = {};
-  if (!dense) list = ListRows(step, unit, reinterpret_cast<int*>(dynamic), shared.scratch);
-  SoftmaxTile<kDim, kHeadTiles> state;
-  float max_rows[kHeadTiles][2];
-  float sum_rows[kHeadTiles][2];
-  state.Clear();
-  const int rows = dense ? unit.tokens : list.total;
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  const auto begin = static_cast<int>(tiles * blockIdx.x / gridDim.x);
-  const auto end = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x);
-  if (kDense || dense) {
-    AttendAll<Row, kDim, kHeadTiles, kDense>(step, unit, begin, end, state);
-    state.EndRows(max_rows, sum_rows);
-  } else {
-    AttendChosen<Row>(step, unit, list, begin, end, state);
-    state.EndRows(max_rows, sum_rows);
-    if (step.mode == Mode::kTactic && step.tail != 0) AddTail(step, unit, state);
-  }
-  // What rank counts into has to be zero again, and nobody reads it any more.
-  if (!kDense) {
-    const int64_t bins = static_cast<int64_t>(unit.number) * step.group * kBins;
-    for (int i = blockIdx.x * kBlockThreads + thread; i < step.group * kBins;
-         i += gridDim.x * kBlockThreads) {
-      step.cluster_bins[bins + i] = 0;
-      if (step.mode == Mode::kPaper) step.bin_masses[bins + i] = 0;
-      if (step.mode == Mode::kTactic) step.key_bins[bins + i] = 0;
-    }
-  }
-  __syncthreads();
+  const int units = step.batch * step.kv_heads;
+  int* const before = dynamic;  // [units + 1]: tiles of the units ahead
+  // Rows ahead of each span's; later states of the warps.
+  float* const states_here = reinterpret_cast<float*>(dynamic + (units + 4) / 4 * 4);
   constexpr int kSize = kStateSize<kDim>;
   const int group_size = step.group * kSize;
-  state.Store(max_rows, sum_rows, dynamic + warp * group_size, step.group, step.value_unit, lane);
-  __syncthreads();
-  const auto finish = [&](int g, int x, float sum, float max, float weights, float of_rows) {
-    Finish<kDim>(step, unit, dense, rows, g, x, sum, max, weights, of_rows);
-  };
-  if (gridDim.x == 1) {
-    MergeStates<kDim, false>(dynamic, kBlockWarps, group_size, step.group, finish);
-    return;
+  WaitForPrevious();
+  LetNextBegin();
+  // What rank counts into has to be zero again, and nobody reads it any more.
+  if (!kDense) {
+    const int64_t bins = int64_t{units} * step.group * kBins;
+    for (int64_t i = blockIdx.x * kBlockThreads + thread; i < bins;
+         i += gridDim.x * kBlockThreads) {
+      step.cluster_bins[i] = 0;
+      if (step.mode == Mode::kPaper) step.bin_masses[i] = 0;
+      if (step.mode == Mode::kTactic) step.key_bins[i] = 0;
+    }
   }
-  float* states = step.states + static_cast<int64_t>(unit.number) * gridDim.x * group_size;
-  float* mine = states + blockIdx.x * group_size;
-  MergeStates<kDim, false>(dynamic, kBlockWarps, group_size, step.group,
-                           [&](int g, int x, float sum, float max, float weights, float of_rows) {
-                             float* of = mine + g * kSize;
-                             of[x] = sum;
-                             if (x != 0) return;
-                             of[kDim] = max;
-                             of[kDim + 1] = weights;
-                             of[kDim + 2] = of_rows;
-                           });
-  if (!EndsLast(step, unit, &shared.flag)) return;
-  MergeStates<kDim, true>(states, gridDim.x, group_size, step.group, finish);
+  const int64_t all = AddUp(units, 0, before, shared.scratch, [&](int u) {
+    return kDense ? RowTiles(__ldg(step.lengths + u / step.kv_heads)) : __ldcg(step.tiles + u);
+  });
+  const int64_t blocks = min(all, static_cast<int64_t>(gridDim.x));
+  if (blockIdx.x >= blocks) return;
+  // Tile x is block ((x + 1) * blocks - 1) / all's.
+  const auto block_of = [&](int64_t tile) {
+    return static_cast<int>(((tile + 1) * blocks - 1) / all);
+  };
+  int at = static_cast<int>(all * blockIdx.x / blocks);
+  const int stop = static_cast<int>(all * (blockIdx.x + 1) / blocks);
+  int number = 0;
+  for (int low = 0, high = units; high - low > 1;) {
+    const int middle = (low + high) / 2;
+    if (before[middle] <= at) low = middle;
+    else high = middle;
+    number = low;
+  }
+  for (; at < stop; ++number) {
+    const int next = before[number + 1];
+    if (next <= at) continue;  // a unit without rows
+    const int first = before[number];
+    const int begin = at - first;
+    const int end = min(stop, next) - first;
+    at = min(stop, next);
+    const Unit unit = kDense ? FindUnit(step, number) : ReadUnit(step, number);
+    const bool dense = kDense || IsDense(step, unit);
+    SoftmaxTile<kDim, kHeadTiles> state;
+    float max_rows[kHeadTiles][2];
+    float sum_rows[kHeadTiles][2];
+    state.Clear();
+    int rows = unit.tokens;
+    if (kDense || dense) {
+      AttendAll<Row, kDim, kHeadTiles, kDense>(step, unit, begin, end, state);
+      state.EndRows(max_rows, sum_rows);
+    } else {
+      auto* const list_room = reinterpret_cast<int*>(states_here);
+      const int64_t counts = int64_t{unit.number} * step.spans;
+      rows = AddUp(unit.spans, unit.forced, list_room, shared.scratch,
+                   [&](int j) { return __ldcg(step.counts + counts + j); });
+      const int row_tiles = RowTiles(rows);
+      AttendChosen<Row>(step, unit, {list_room, unit.spans, rows}, begin, min(end, row_tiles),
+                        state);
+      state.EndRows(max_rows, sum_rows);
+      if (end > row_tiles)
+        AddTail(step, unit, max(begin, row_tiles) - row_tiles, end - row_tiles, state);
+    }
+    __syncthreads();
+    state.Store(max_rows, sum_rows, states_here + (thread >> 5) * group_size, step.group,
+                step.value_unit, lane);
+    __syncthreads();
+    const auto finish = [&](int g, int x, float2 sum, const MergedHead& merged) {
+      Finish<kDim>(step, unit, dense, rows, g, x, sum, merged);
+    };
+    const int first_block = block_of(first);
+    const int sharing = block_of(next - 1) - first_block + 1;
+    if (sharing == 1) {
+      MergeStates<kDim, false>(states_here, kBlockWarps, group_size, step.group, shared.factors,
+                               shared.merged, finish);
+      continue;
+    }
+    // A block leaves one state for each unit: number by block and unit, since both only grow.
+    const auto state_of = [&](int block) {
+      return step.states + (int64_t{block} + number) * group_size;
+    };
+    float* mine = state_of(blockIdx.x);
+    MergeStates<kDim, false>(states_here, kBlockWarps, group_size, step.group, shared.factors,
+                             shared.merged,
+                             [&](int g, int x, float2 sum, const MergedHead& merged) {
+                               float* of = mine + g * kSize;
+                               *reinterpret_cast<float2*>(of + x) = sum;
+                               if (x != 0) return;
+                               of[kDim] = merged.max;
+                               of[kDim + 1] = merged.weights;
+                               of[kDim + 2] = merged.rows;
+                             });
+    if (!EndsLast(step, unit, sharing, &shared.flag)) continue;
+    MergeStates<kDim, true>(state_of(first_block), sharing, group_size, step.group, states_here,
+                            shared.merged, finish);
+  }
 }
 
 }  // namespace
 
 Status LaunchAttend(const Step& step, Element type, Stream stream) {
   const size_t states =
-      static_cast<size_t>(kBlockWarps) * step.group * (step.head_dim + 3) * sizeof(float);
-  const size_t list = (static_cast<size_t>(step.segments) + 1) * sizeof(int);
+      static_cast<size_t>(kBlockWarps) * step.group * (step.head_dim + 4) * sizeof(float);
+  const size_t list = (static_cast<size_t>(step.spans) + 1) * sizeof(int);
+  const int units = step.batch * step.kv_heads;
+  const size_t factors = static_cast<size_t>(step.attend_blocks) * step.group * sizeof(float);
+  const size_t shared =
+      (units + 4) / 4 * 4 * sizeof(int) + std::max(states, std::max(list, factors));
   const bool dense = step.mode == Mode::kDense;
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
     const auto kernel = dense ? AttendKernel<Row, kDim, kHeadTiles, true>
                               : AttendKernel<Row, kDim, kHeadTiles, false>;
-    return Launch(kernel, step, step.attend_parts, std::max(states, list), stream);
+    return Launch(kernel, step, dim3(step.attend_blocks), shared, stream);
   });
 }
 

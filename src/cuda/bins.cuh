@@ -1,4 +1,5 @@
-// Bins of levels, added up and searched by one warp from the highest down.
+// Bins of levels, added up and searched by one warp from the highest down. They are in shared memory:
+// CopyBins brings them there.
 #ifndef TACTIC_SRC_CUDA_BINS_CUH_
 #define TACTIC_SRC_CUDA_BINS_CUH_
 
@@ -15,7 +16,19 @@ __device__ __forceinline__ int LowestOfLane(int chunk, int lane) {
   return kBins - kChunkBins * chunk - 4 * lane - 4;
 }
 __device__ __forceinline__ uint4 ReadBins(const uint32_t* bins, int lowest) {
-  return __ldcg(reinterpret_cast<const uint4*>(bins + lowest));
+  return *reinterpret_cast<const uint4*>(bins + lowest);
+}
+
+// One head's bins from device memory. One warp.
+__device__ __forceinline__ void CopyBins(const uint32_t* from, uint32_t* to) {
+  const int lane = threadIdx.x & 31;
+  uint4 all[kChunks];
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c)
+    all[c] = __ldcg(reinterpret_cast<const uint4*>(from) + 32 * c + lane);
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) reinterpret_cast<uint4*>(to)[32 * c + lane] = all[c];
+  __syncwarp();
 }
 
 // What chunk `lane` holds: value(bin, count) and counts, added up.
@@ -28,7 +41,7 @@ template <class T, class Value>
 __device__ __forceinline__ BinSums<T> SumBins(const uint32_t* bins, const Value& value) {
   const int lane = threadIdx.x & 31;
   BinSums<T> mine;
-#pragma unroll 4
+#pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int lowest = LowestOfLane(c, lane);
     const uint4 counts = ReadBins(bins, lowest);

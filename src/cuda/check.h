@@ -39,14 +39,17 @@ inline Status CheckIndexOptions(const Options& options) {
   constexpr int kLargestSegment = 8192;
   if (options.segment_size < kLeastSegment || options.segment_size > kLargestSegment)
     return bad("segment_size", options.segment_size, "a number from 256 to 8192");
-  constexpr int kSlotUnit = 8;
-  if (options.segment_size % (kSlotUnit * options.cluster_size) != 0)
-    return bad("segment_size", options.segment_size, "a multiple of 8 cluster_size");
-  if (options.segment_size / options.cluster_size > kMaxSlots)
-    return bad("cluster_size", options.cluster_size, "at least segment_size / 256");
   // Pages are clusters of the open segment, which must have room for them.
-  if (options.mode == Mode::kTactic && options.cluster_size > Options::kPage)
-    return bad("cluster_size", options.cluster_size, "at most 32 in mode tactic");
+  if (options.cluster_size > Options::kPage)
+    return bad("cluster_size", options.cluster_size, "at most 32");
+  // Spans are of whole segments (step.h).
+  constexpr int kLeastSlots = 8;
+  const int slots = options.segment_size / options.cluster_size;
+  if (options.segment_size % options.cluster_size != 0 || slots < kLeastSlots ||
+      (slots & (slots - 1)) != 0)
+    return bad("segment_size", options.segment_size, "8, 16, 32, ... times cluster_size");
+  if (slots > kMaxSlots)
+    return bad("cluster_size", options.cluster_size, "at least segment_size / 256");
   if (options.sinks > options.segment_size)
     return bad("sinks", options.sinks, "at most segment_size");
   return Status::Ok();

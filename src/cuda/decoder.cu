@@ -16,7 +16,7 @@ namespace tactic::cuda {
 namespace {
 
 // Blocks that a stage's grid should have for each multiprocessor.
-constexpr int kRankBlocks = 2;
+constexpr int kRankBlocks = 1;
 constexpr int kSelectBlocks = 4;
 constexpr int kAttendBlocks = 2;  // as many as fit
 
@@ -68,18 +68,20 @@ struct Decoder::Impl {
     const size_t heads = units * group;
     const size_t segments = units * s.segments;
     const size_t clusters = segments * s.slots;
-    const size_t rows = segments * s.segment_size;
+    const size_t spans = units * s.spans;
+    const size_t rows = spans * s.span_keys;
     const size_t rank_parts = kRankBlocks * multiprocessors + 2 * units;
     const size_t parts = kSelectBlocks * multiprocessors + units;
-    const size_t attend_parts = kAttendBlocks * multiprocessors + units;
+    const size_t states = kAttendBlocks * multiprocessors + units;
     const bool tactic = s.mode == Mode::kTactic;
     const bool paper = s.mode == Mode::kPaper;
     carver->Take(&s.dense, units);
-    carver->Take(&s.states, attend_parts * group * (shape.head_dim + 3));
+    carver->Take(&s.states, states * group * (shape.head_dim + 4));
     carver->Take(&s.finished, units);
     carver->Take(&s.reports, heads);
     carver->Take(&s.listed, 2 * units);
     if (s.mode == Mode::kDense) return;
+    carver->Take(&s.units, units);
     carver->Take(&s.anchors, heads);
     carver->Take(&s.scores, clusters * group);
     carver->Take(&s.cluster_bins, heads * kBins);
@@ -90,8 +92,9 @@ struct Decoder::Impl {
     carver->Take(&s.rows, rows);
     carver->Take(&s.tags, rows);
     carver->Take(&s.logits, rows * group);
-    carver->Take(&s.counts, segments);
-    carver->Take(&s.exact, segments * group);
+    carver->Take(&s.counts, spans);
+    carver->Take(&s.tiles, units);
+    carver->Take(&s.exact, spans * group);
     if (tactic) {
       carver->Take(&s.queries, heads);
       carver->Take(&s.rotated, units * ((group + kTileHeads - 1) / kTileHeads) *
@@ -100,7 +103,7 @@ struct Decoder::Impl {
       carver->Take(&s.masses, heads);
       carver->Take(&s.reading, units);
       carver->Take(&s.bounds, clusters * group);
-      carver->Take(&s.levels, rows * group);
+      carver->Take(&s.levels, rows * s.level_stride);
       carver->Take(&s.kept, clusters);
       carver->Take(&s.key_bins, heads * kBins);
       carver->Take(&s.skipped, segments * group);
@@ -162,7 +165,11 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   s.near_window = static_cast<float>(options.near_window);
   s.far_window = static_cast<float>(options.far_window);
   s.window_share = static_cast<float>(options.window_share);
-  s.segments = static_cast<int>((max_tokens + s.segment_size - 1) / s.segment_size);
+  s.level_stride = (s.group + 1) / 2 * 2;
+  s.span_segments = kMaxSlots / s.slots;
+  s.span_keys = s.span_segments * s.segment_size;
+  s.spans = static_cast<int>((max_tokens + s.span_keys - 1) / s.span_keys);
+  s.segments = s.spans * s.span_segments;
   // What no cluster holds: mode tactic indexes pages as they come, mode paper whole segments; an
   // index may be a segment behind.
   s.forced_room = options.sinks + options.recent + 2 * options.segment_size;
@@ -203,7 +210,7 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   // Mode tactic has one more, for the queries (rank.cu).
   step.rank_parts = PartsFor(units, kRankBlocks * impl.multiprocessors) + 1;
   step.parts = PartsFor(units, kSelectBlocks * impl.multiprocessors);
-  step.attend_parts = PartsFor(units, kAttendBlocks * impl.multiprocessors);
+  step.attend_blocks = kAttendBlocks * impl.multiprocessors;
   step.q = request.q;
   step.q_type = request.q_type;
   step.out = request.out;
@@ -259,13 +266,13 @@ Status Decoder::SelectedRows(int sequence, int kv_head, std::vector<int32_t>* ro
                               rows->size() * sizeof(int32_t)));
   std::vector<int32_t> counts(listed[1]);
   TACTIC_RETURN_IF_ERROR(
-      copy(counts.data(), s.counts + unit * s.segments, counts.size() * sizeof(int32_t)));
+      copy(counts.data(), s.counts + unit * s.spans, counts.size() * sizeof(int32_t)));
   for (size_t j = 0; j < counts.size(); ++j) {
     const size_t before = rows->size();
     rows->resize(before + counts[j]);
     TACTIC_RETURN_IF_ERROR(
         copy(rows->data() + before,
-             s.rows + (unit * s.segments + static_cast<int64_t>(j)) * s.segment_size,
+             s.rows + (unit * s.spans + static_cast<int64_t>(j)) * s.span_keys,
              counts[j] * sizeof(int32_t)));
   }
   std::sort(rows->begin(), rows->end());

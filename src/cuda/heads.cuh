@@ -45,9 +45,9 @@ __device__ __forceinline__ void PlanHead(const Step& step, const uint32_t* bins,
 }
 
 // What follows a stage: scan, or a round of verify. `after`: rounds that were read. All threads of
-// the block; `flags`: two ints of shared memory.
-__device__ __forceinline__ void PlanUnit(const Step& step, const Unit& unit, int after,
-                                         int* flags) {
+// the block; `flags`: two ints, `room`: kBlockWarps * kBins words of shared memory.
+__device__ __forceinline__ void PlanUnit(const Step& step, const Unit& unit, int after, int* flags,
+                                         uint32_t* room) {
   const int lane = threadIdx.x & 31;
   int& dense = flags[0];
   int& reading = flags[1];
@@ -55,22 +55,28 @@ __device__ __forceinline__ void PlanUnit(const Step& step, const Unit& unit, int
   __syncthreads();
   for (int g = threadIdx.x >> 5; g < step.group; g += kBlockWarps) {
     const int64_t head = int64_t{unit.number} * step.group + g;
-    const uint32_t* bins = step.key_bins + head * kBins;
-    const BinSums<float> chunks = SumBins<float>(bins, KeyMass);
-    HeadMass m = step.masses[head];
     const int64_t by_segment = int64_t{unit.number} * step.segments * step.group + g;
+    HeadMass m = {};
+    if (after > 0) m = step.masses[head];
+    const StridedSum fixed(
+        step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g, step.rank_parts,
+        step.group);
+    const StridedSum skipped(step.skipped + by_segment, unit.segments, step.group);
+    const StridedSum found(step.exact + int64_t{unit.number} * step.spans * step.group + g,
+                           unit.spans, step.group);
+    uint32_t* bins = room + (threadIdx.x >> 5) * kBins;
+    CopyBins(step.key_bins + head * kBins, bins);
+    const BinSums<float> chunks = SumBins<float>(bins, KeyMass);
     if (after == 0) {
-      m = {};
-      m.fixed = SumOver(step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g,
-                        step.rank_parts, step.group);
-      m.skipped = SumOver(step.skipped + by_segment, unit.segments, step.group);
+      m.fixed = fixed.Get();
+      m.skipped = skipped.Get();
       m.total = WarpSum(chunks.sum);
       m.exact = m.fixed;
       m.low = kNoKey;
       // A key whose level has no room: its mass is unknown.
-      if (lane == 0 && __ldcg(bins + kBins - 1) != 0) atomicOr(&dense, 1);
+      if (lane == 0 && bins[kBins - 1] != 0) atomicOr(&dense, 1);
     } else {
-      m.exact += SumOver(step.exact + by_segment, unit.segments, step.group);
+      m.exact += found.Get();
     }
     if (after <= step.rounds) {
       PlanHead(step, bins, chunks, m);
@@ -89,9 +95,9 @@ __device__ __forceinline__ void PlanUnit(const Step& step, const Unit& unit, int
     step.masses[head] = m;
   }
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  step.reading[unit.number] = dense == 0 && reading != 0 ? 1 : 0;
-  if (dense != 0) step.dense[unit.number] = 1;
+  if (threadIdx.x >= 32) return;
+  if (lane == 0) step.reading[unit.number] = dense == 0 && reading != 0 ? 1 : 0;
+  if (dense != 0 || after > 0) CountTiles(step, unit, dense != 0);
 }
 
 }  // namespace tactic::cuda

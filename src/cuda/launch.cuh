@@ -19,8 +19,13 @@ inline Status FromCuda(cudaError_t error, const char* what) {
   return Status::Internal(text);
 }
 
-// A grid of `parts` blocks for each unit, with `shared` bytes of dynamic memory. It may begin while the kernel before it ends (WaitForPrevious).
-inline Status Launch(void (*kernel)(Step), const Step& step, int parts, size_t shared,
+// A grid of `parts` blocks for each unit.
+inline dim3 UnitGrid(const Step& step, int parts) {
+  return dim3(parts, step.batch * step.kv_heads);
+}
+
+// Blocks of kBlockThreads threads, with `shared` bytes of dynamic memory. They may begin while the kernel before it ends (WaitForPrevious).
+inline Status Launch(void (*kernel)(Step), const Step& step, dim3 grid, size_t shared,
                      Stream stream) {
   // 48 KB go without asking, the kernel's own included.
   constexpr size_t kWithoutAsking = 16 << 10;
@@ -34,7 +39,7 @@ inline Status Launch(void (*kernel)(Step), const Step& step, int parts, size_t s
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(parts, step.batch * step.kv_heads);
+  config.gridDim = grid;
   config.blockDim = dim3(kBlockThreads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;

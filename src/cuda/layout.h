@@ -61,11 +61,11 @@ inline constexpr int kMaxKvHeads = 64;
 
 // Keys and clusters are sorted by their logit relative to an anchor, a logit of the query that is
 // typical of its largest: levels of 1/512 octave from 32 octaves below it to 32 above, and bins of
-// 16 levels. What is lower is negligible; a unit that has something higher is read densely.
+// 32 levels, 1/16 octave. What is lower is negligible; a unit that has something higher is read densely.
 inline constexpr float kBelowAnchor = 32;
 inline constexpr int kLevelsPerOctave = 512;
 inline constexpr int kLastLevel = 64 * kLevelsPerOctave - 1;
-inline constexpr int kLevelsPerBin = 16;
+inline constexpr int kLevelsPerBin = 32;
 inline constexpr int kBins = (kLastLevel + 1) / kLevelsPerBin;
 inline constexpr int kBinsPerOctave = kLevelsPerOctave / kLevelsPerBin;
 // Coarser, for masses of clusters.

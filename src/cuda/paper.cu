@@ -1,13 +1,15 @@
 // Stages budget and select of mode paper: the order of clusters, the fitted mass curve, the prefix
 // that reaches the target (sections 4.3 to 4.5 of the paper).
 //
-// Clusters whose logits fall into the same of kBins bins, 1/32 octave wide, count as tied and are
+// Clusters whose logits fall into the same of kBins bins, 1/16 octave wide, count as tied and are
 // read together: ranks, the head and the cut end where a bin does. So no sorting is needed, and no
 // more is read than one bin on top of what the published order would.
 //
 // Rank has found the head. Sample reads its keys, and a few clusters around the two ranks at which
 // the curve is fitted; its last block fits it. Cut drops what of the head nobody selects, and reads
 // what lies beyond it.
+#include <algorithm>
+
 #include "src/cuda/bins.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
@@ -24,10 +26,13 @@ constexpr float kLargestMass = 0x1p40f;
 
 struct PaperShared {
   PaperRanks ranks[kMaxGroup];
+  float anchors[kMaxGroup];
   int scratch[kBlockWarps];
   int clusters[kMaxSlots];
+  uint16_t firsts[kMaxSlots];  // their first members
   int begins[kMaxSlots + 1];  // of their rows in the list
   uint8_t wanted[kMaxSlots];
+  uint16_t bins[kMaxSlots][kMaxGroup];  // of the span's clusters
   float sums[kMaxSlots][kMaxGroup];  // mass of a listed cluster
   float by_warp[kBlockWarps][kMaxGroup];
   int flag;
@@ -39,55 +44,56 @@ __device__ __forceinline__ bool Sampled(int cluster, int stride) {
   return (static_cast<uint32_t>(cluster) * kHash >> 16) % stride == 0;
 }
 
-// The list of rows of clusters shared.clusters[0, count): `chosen` as in verify.cu, but with the
-// cluster above. Returns their number.
-__device__ int ListMembers(const Step& step, const Unit& unit, int segment, int count,
+// The list of rows of clusters shared.clusters[0, count): cluster << 16 | place in the span. Returns
+// their number.
+__device__ int ListMembers(const Step& step, const Unit& unit, int span, int count,
                            PaperShared& shared, uint32_t* chosen) {
   const int thread = threadIdx.x;
-  const uint16_t* starts = unit.index->starts + unit.Slot(segment, step.slots + 1);
-  const uint16_t* members = unit.index->members + unit.Slot(segment, step.segment_size);
-  int size = 0;
-  if (thread < count) {
-    const int cluster = shared.clusters[thread];
-    size = __ldg(starts + cluster + 1) - __ldg(starts + cluster);
-  }
+  const uint16_t* members = unit.members + int64_t{span} * step.span_keys;
+  Members of = {};
+  if (thread < count) of = MembersOf(step, unit, span, shared.clusters[thread]);
   int total;
-  const int begin = BlockScan(size, shared.scratch, &total);
-  if (thread < count) shared.begins[thread] = begin;
+  const int begin = BlockScan(of.end - of.begin, shared.scratch, &total);
+  if (thread < count) {
+    shared.begins[thread] = begin;
+    shared.firsts[thread] = static_cast<uint16_t>(of.begin);
+  }
   if (thread == 0) shared.begins[count] = total;
   __syncthreads();
   for (int e = thread >> 5; e < count; e += kBlockWarps) {
-    const int cluster = shared.clusters[e];
-    const int first = __ldg(starts + cluster);
+    const uint32_t cluster = shared.clusters[e];
     const int rows = shared.begins[e + 1] - shared.begins[e];
     for (int i = thread & 31; i < rows; i += 32) {
       chosen[shared.begins[e] + i] =
-          static_cast<uint32_t>(cluster) << 16 | uint32_t{__ldg(members + first + i)};
+          cluster << 16 | static_cast<uint32_t>(PlaceOf(step, members, shared.firsts[e] + i));
     }
   }
   __syncthreads();
   return total;
 }
 
-// The first `count` rows of the list to the segment's, from place `to` on.
-__device__ void StoreRows(const Step& step, int segment, int64_t to, const uint32_t* chosen,
+// The first `count` rows of the list to the span's, from place `to` on.
+__device__ void StoreRows(const Step& step, int span, int64_t to, const uint32_t* chosen,
                           int count) {
   for (int i = threadIdx.x; i < count; i += kBlockThreads) {
-    step.rows[to + i] = segment * step.segment_size + static_cast<int>(chosen[i] & 0xffffu);
+    step.rows[to + i] = span * step.span_keys + static_cast<int>(chosen[i] & 0xffffu);
     step.tags[to + i] = static_cast<uint16_t>(chosen[i] >> 16);
   }
 }
 
-__device__ __forceinline__ int BinOfCluster(const Step& step, int64_t base, int cluster, int g) {
-  return BinOf(__ldcg(step.scores + (base * step.slots + cluster) * step.group + g));
-}
-
-// Whether the unit's segment has members of a cluster. `thread` is the cluster.
-__device__ __forceinline__ bool HasMembers(const Step& step, const Unit& unit, int segment,
-                                           int cluster) {
-  if (cluster >= step.slots) return false;
-  const uint16_t* starts = unit.index->starts + unit.Slot(segment, step.slots + 1) + cluster;
-  return __ldg(starts + 1) > __ldg(starts);
+// Bins of cluster `thread` of the span. False: it has no members.
+__device__ __forceinline__ bool ReadBinsOfCluster(const Step& step, const Unit& unit, int span,
+                                                  PaperShared& shared) {
+  const int cluster = threadIdx.x;
+  if (cluster >= unit.SpanClusters(span, step.slots)) return false;
+  const int64_t base = int64_t{unit.number} * step.spans + span;
+  const float* scores = step.scores + (base * kMaxSlots + cluster) * step.group;
+#pragma unroll
+  for (int g = 0; g < kMaxGroup; ++g) {
+    if (g < step.group) shared.bins[cluster][g] = static_cast<uint16_t>(BinOf(__ldcg(scores + g)));
+  }
+  const Members of = MembersOf(step, unit, span, cluster);
+  return of.begin < of.end;
 }
 
 // The mean of y over a window, from all parts; where nothing was sampled, what the bin says.
@@ -99,21 +105,26 @@ __device__ float WindowMean(const Step& step, const Unit& unit, int g, int w, in
   return count > 0 ? sum / count : Exp2(LogitOfBin(bin));
 }
 
-// Fits the curve of head g and finds where its own selection ends. One warp.
-__device__ void FindCut(const Step& step, const Unit& unit, int g) {
+// Fits the curve of head g and finds where its own selection ends. `bins`: room for
+// them, and kBlockWarps * kBins words on for as many masses. One warp.
+__device__ void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bins) {
   const int lane = threadIdx.x & 31;
   const int64_t at = int64_t{unit.number} * step.group + g;
   PaperRanks ranks = step.ranks[at];
   ranks.own_rows = ranks.all_rows;
   ranks.cut_bin = 0;
-  if (ranks.head_rows < ranks.all_rows) {
-    const uint32_t* bins = step.cluster_bins + at * kBins;
-    const uint64_t* masses = step.bin_masses + at * kBins;
-    const auto mass = [&](int bin, int count) {
-      if (bin < ranks.head_bin || count == 0) return 0.0f;
-      const auto units = __ldcg(reinterpret_cast<const unsigned long long*>(masses + bin));
-      return static_cast<float>(units) * kMassUnit * Exp2(LogitOfBin(bin));
-    };
+  if (ranks.window_stride[0] > 0) {  // else rank found nothing to fit
+    CopyBins(step.cluster_bins + at * kBins, bins);
+    float* masses = reinterpret_cast<float*>(bins + kBlockWarps * kBins);
+    const auto* units = reinterpret_cast<const ulonglong2*>(step.bin_masses + at * kBins);
+#pragma unroll 8
+    for (int i = lane; i < kBins / 2; i += 32) {
+      const ulonglong2 two = __ldcg(units + i);
+      masses[2 * i] = static_cast<float>(two.x) * kMassUnit * Exp2(LogitOfBin(2 * i));
+      masses[2 * i + 1] = static_cast<float>(two.y) * kMassUnit * Exp2(LogitOfBin(2 * i + 1));
+    }
+    __syncwarp();
+    const auto mass = [&](int bin, int) { return bin < ranks.head_bin ? 0.0f : masses[bin]; };
     const float fixed =
         SumOver(step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g,
                 step.rank_parts, step.group);
@@ -167,35 +178,38 @@ __device__ void FindCut(const Step& step, const Unit& unit, int g) {
 }
 
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads) SampleKernel(const __grid_constant__ Step step) {
+__global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
+    SampleKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t chosen[];
   __shared__ PaperShared shared;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
   const int warp = thread >> 5;
-  const Unit unit = MakeUnit(step, blockIdx.y);
-  QueryTile<kDim, kHeadTiles> q;
-  LoadQuery<Row::kIsBF16>(step, unit, q);
   WaitForPrevious();
   LetNextBegin();
+  const Unit unit = ReadUnit(step, blockIdx.y);
+  QueryTile<kDim, kHeadTiles> q;
+  LoadQuery<Row::kIsBF16>(step, unit, q);
   if (IsDense(step, unit)) return;
-  if (thread < step.group)
+  if (thread < step.group) {
     shared.ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];
+    shared.anchors[thread] = AnchorOf(step, unit, thread);
+  }
   __syncthreads();
   WindowSum windows[2] = {};  // of head `thread`
-  for (int segment = blockIdx.x; segment < unit.segments; segment += gridDim.x) {
-    const int64_t base = int64_t{unit.number} * step.segments + segment;
+  for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
+    const int64_t base = int64_t{unit.number} * step.spans + span;
     bool head = false;
     bool window = false;
-    if (HasMembers(step, unit, segment, thread)) {
+    if (ReadBinsOfCluster(step, unit, span, shared)) {
       for (int g = 0; g < step.group; ++g) {
         const PaperRanks& ranks = shared.ranks[g];
-        const int bin = BinOfCluster(step, base, thread, g);
+        const int bin = shared.bins[thread][g];
         head = head || bin >= ranks.head_bin;
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
           window = window || (bin == ranks.window_bin[w] &&
-                              Sampled(segment * step.slots + thread, ranks.window_stride[w]));
+                              Sampled(span * kMaxSlots + thread, ranks.window_stride[w]));
         }
       }
     }
@@ -207,24 +221,31 @@ __global__ void __launch_bounds__(kBlockThreads) SampleKernel(const __grid_const
     if (!head && window) shared.clusters[heads + other_at] = thread;
     __syncthreads();
     const int listed = heads + others;
-    const int rows = ListMembers(step, unit, segment, listed, shared, chosen);
-    const int64_t to = base * step.segment_size;
-    StoreRows(step, segment, to, chosen, shared.begins[heads]);
+    const int rows = ListMembers(step, unit, span, listed, shared, chosen);
+    const int64_t to = base * step.span_keys;
+    StoreRows(step, span, to, chosen, shared.begins[heads]);
     ScoreRows<Row>(
         step, unit, q, rows, step.logits + to * step.group,
-        [&](int i) { return segment * step.segment_size + static_cast<int>(chosen[i] & 0xffffu); },
+        [&](int i) { return span * step.span_keys + static_cast<int>(chosen[i] & 0xffffu); },
         [](int, int, int, float) {});
     __syncthreads();
     for (int e = warp; e < listed; e += kBlockWarps) {
-      for (int g = 0; g < step.group; ++g) {
-        const float anchor = AnchorOf(step, unit, g);
-        float mass = 0;
-        for (int i = shared.begins[e] + lane; i < shared.begins[e + 1]; i += 32)
-          mass += Exp2(step.logits[(to + i) * step.group + g] - anchor);
-        mass = WarpSum(mass);
+      constexpr int kHeads = kHeadTiles * kTileHeads;
+      float masses[kHeads] = {};
+      for (int i = shared.begins[e] + lane; i < shared.begins[e + 1]; i += 32) {
+#pragma unroll
+        for (int g = 0; g < kHeads; ++g) {
+          if (g < step.group)
+            masses[g] += Exp2(step.logits[(to + i) * step.group + g] - shared.anchors[g]);
+        }
+      }
+#pragma unroll
+      for (int g = 0; g < kHeads; ++g) {
+        if (g >= step.group) break;
+        const float mass = WarpSum(masses[g]);
         if (lane != 0) continue;
         shared.sums[e][g] = mass;
-        const int bin = BinOfCluster(step, base, shared.clusters[e], g);
+        const int bin = shared.bins[shared.clusters[e]][g];
         if (bin < shared.ranks[g].head_bin) continue;
         const float units = fminf(mass * Exp2(-LogitOfBin(bin)), kLargestMass) / kMassUnit;
         atomicAdd(reinterpret_cast<unsigned long long*>(
@@ -237,11 +258,11 @@ __global__ void __launch_bounds__(kBlockThreads) SampleKernel(const __grid_const
       const PaperRanks& ranks = shared.ranks[thread];
       for (int e = 0; e < listed; ++e) {
         const int cluster = shared.clusters[e];
-        const int bin = BinOfCluster(step, base, cluster, thread);
+        const int bin = shared.bins[cluster][thread];
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
           if (bin != ranks.window_bin[w] ||
-              !Sampled(segment * step.slots + cluster, ranks.window_stride[w]))
+              !Sampled(span * kMaxSlots + cluster, ranks.window_stride[w]))
             continue;
           windows[w].sum += shared.sums[e][thread];
           windows[w].count += static_cast<float>(shared.begins[e + 1] - shared.begins[e]);
@@ -257,17 +278,18 @@ __global__ void __launch_bounds__(kBlockThreads) SampleKernel(const __grid_const
     to[0] = windows[0];
     to[1] = windows[1];
   }
-  if (!EndsLast(step, unit, &shared.flag)) return;
-  for (int g = warp; g < step.group; g += kBlockWarps) FindCut(step, unit, g);
+  if (!EndsLast(step, unit, gridDim.x, &shared.flag)) return;
+  for (int g = warp; g < step.group; g += kBlockWarps) FindCut(step, unit, g, chosen + warp * kBins);
 }
 
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads) CutKernel(const __grid_constant__ Step step) {
+__global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
+    CutKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t chosen[];
   __shared__ PaperShared shared;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
-  const Unit unit = MakeUnit(step, blockIdx.y);
+  const Unit unit = ReadUnit(step, blockIdx.y);
   QueryTile<kDim, kHeadTiles> q;
   LoadQuery<Row::kIsBF16>(step, unit, q);
   WaitForPrevious();
@@ -285,19 +307,19 @@ __global__ void __launch_bounds__(kBlockThreads) CutKernel(const __grid_constant
           AnchorOf(step, unit, min(n * kTileHeads + 2 * (lane & 3) + h, step.group - 1));
     }
   }
-  for (int segment = blockIdx.x; segment < unit.segments; segment += gridDim.x) {
-    const int64_t base = int64_t{unit.number} * step.segments + segment;
-    const int64_t to = base * step.segment_size;
+  for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
+    const int64_t base = int64_t{unit.number} * step.spans + span;
+    const int64_t to = base * step.span_keys;
     bool wanted = false;
     bool known = false;
-    if (HasMembers(step, unit, segment, thread)) {
+    if (ReadBinsOfCluster(step, unit, span, shared)) {
       for (int g = 0; g < step.group; ++g) {
-        const int bin = BinOfCluster(step, base, thread, g);
+        const int bin = shared.bins[thread][g];
         wanted = wanted || bin >= shared.ranks[g].cut_bin;
         known = known || bin >= shared.ranks[g].head_bin;
       }
     }
-    if (thread < step.slots) shared.wanted[thread] = wanted ? 1 : 0;
+    shared.wanted[thread] = wanted ? 1 : 0;
     int fresh;
     const int at = BlockScan(wanted && !known ? 1 : 0, shared.scratch, &fresh);
     if (wanted && !known) shared.clusters[at] = thread;
@@ -328,12 +350,12 @@ __global__ void __launch_bounds__(kBlockThreads) CutKernel(const __grid_constant
       }
       __syncthreads();
     }
-    const int rows = ListMembers(step, unit, segment, fresh, shared, chosen);
-    StoreRows(step, segment, to + kept, chosen, rows);
+    const int rows = ListMembers(step, unit, span, fresh, shared, chosen);
+    StoreRows(step, span, to + kept, chosen, rows);
     float mass[kHeadTiles][2] = {};
     const auto add = [&](int cluster, int n, int h, float logit) {
       const int head = n * kTileHeads + 2 * (lane & 3) + h;
-      if (BinOfCluster(step, base, cluster, head) >= shared.ranks[head].cut_bin)
+      if (shared.bins[cluster][head] >= shared.ranks[head].cut_bin)
         mass[n][h] += Exp2(logit - anchors[n][h]);
     };
     for (int i = thread / 4; i < kept; i += kBlockThreads / 4) {
@@ -349,29 +371,32 @@ __global__ void __launch_bounds__(kBlockThreads) CutKernel(const __grid_constant
     }
     ScoreRows<Row>(
         step, unit, q, rows, step.logits + (to + kept) * step.group,
-        [&](int i) { return segment * step.segment_size + static_cast<int>(chosen[i] & 0xffffu); },
+        [&](int i) { return span * step.span_keys + static_cast<int>(chosen[i] & 0xffffu); },
         [&](int i, int n, int h, float logit) {
           add(static_cast<int>(chosen[i] >> 16), n, h, logit);
         });
     SumHeads(mass, step.group, shared.by_warp, step.exact + base * step.group);
     if (thread == 0) step.counts[base] = kept + rows;
   }
+  if (EndsLast(step, unit, gridDim.x, &shared.flag) && thread < 32) CountTiles(step, unit, false);
 }
 
 }  // namespace
 
 Status LaunchSample(const Step& step, Element type, Stream stream) {
-  const size_t shared = static_cast<size_t>(step.segment_size) * sizeof(uint32_t);
+  // At its end the block wants room for bins and their masses.
+  const size_t shared =
+      std::max<size_t>(step.span_keys, size_t{2} * kBlockWarps * kBins) * sizeof(uint32_t);
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    return Launch(SampleKernel<Row, kDim, kHeadTiles>, step, step.parts,
+    return Launch(SampleKernel<Row, kDim, kHeadTiles>, step, UnitGrid(step, step.parts),
                   shared, stream);
   });
 }
 
 Status LaunchCut(const Step& step, Element type, Stream stream) {
-  const size_t shared = static_cast<size_t>(step.segment_size) * sizeof(uint32_t);
+  const size_t shared = static_cast<size_t>(step.span_keys) * sizeof(uint32_t);
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    return Launch(CutKernel<Row, kDim, kHeadTiles>, step, step.parts,
+    return Launch(CutKernel<Row, kDim, kHeadTiles>, step, UnitGrid(step, step.parts),
                   shared, stream);
   });
 }

@@ -2,7 +2,7 @@
 //
 // Everything later is relative to an anchor, so that bins have their place before any maximum is
 // known: the largest logit of 16 rows that are usually among the largest, the first ones and the
-// newest. Every block finds it for itself, which costs one tile.
+// newest, and of 112 clusters. Every block finds it for itself, a tile to a warp.
 #include "src/cuda/bins.cuh"
 #include "src/cuda/code_tile.cuh"
 #include "src/cuda/kernels.h"
@@ -25,56 +25,112 @@ struct RankShared {
   int flag;
 };
 
-// The largest logit of the tile, per head, to shared.anchors. One warp.
-template <class Row, int kDim, int kHeadTiles>
-__device__ void FindAnchors(const Step& step, const Unit& unit,
-                            const QueryTile<kDim, kHeadTiles>& q, RankShared& shared) {
-  const int lane = threadIdx.x & 31;
-  const auto row = [&](int i) {
-    return KeyRow<Row>(step, unit, i < kAnchorSinks ? i : unit.tokens - kTileRows + i);
-  };
-  KeyTile<Row, kDim> keys;
-  keys.Load(row(lane >> 2), row((lane >> 2) + 8), lane);
-  float s[kHeadTiles][4];
-  keys.Score(q, s);
+// Per head, the largest logit of 16 rows, s as KeyTile::Score leaves it times `unit` of a row; NaN
+// where one is: such a query or key has no order. Lanes 0 to 3 hold those of their heads.
+template <int kHeadTiles>
+__device__ __forceinline__ void LargestOfTile(const float (&s)[kHeadTiles][4], float low_unit,
+                                              float high_unit, float softcap,
+                                              float (&most)[kHeadTiles][2]) {
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float a = Capped(s[n][h] * step.key_unit, step.softcap);
-      const float b = Capped(s[n][h + 2] * step.key_unit, step.softcap);
-      // A maximum that keeps NaN: such a query or key has no order.
-      float most = a != a || b != b ? a + b : fmaxf(a, b);
+      const float a = Capped(s[n][h] * low_unit, softcap);
+      const float b = Capped(s[n][h + 2] * high_unit, softcap);
+      float all = a != a || b != b ? a + b : fmaxf(a, b);
 #pragma unroll
       for (int k = 4; k < 32; k <<= 1) {
-        const float other = __shfl_xor_sync(kAllLanes, most, k);
-        most = most != most || other != other ? most + other : fmaxf(most, other);
+        const float other = __shfl_xor_sync(kAllLanes, all, k);
+        all = all != all || other != other ? all + other : fmaxf(all, other);
       }
-      const int head = n * kTileHeads + 2 * (lane & 3) + h;
-      if (lane < 4 && head < step.group) shared.anchors[head] = most;
+      most[n][h] = all;
     }
   }
 }
 
-// Logits and mass of the forced rows that fall to this warp.
+// Every warp looks at a tile: the first at the first rows and the newest, the others at clusters from
+// all over the sequence, for queries that look for neither. All threads; needs a barrier after it.
+template <class Row, int kDim, int kHeadTiles>
+__device__ void FindAnchors(const Step& step, const Unit& unit,
+                            const QueryTile<kDim, kHeadTiles>& q,
+                            const QueryTile<kDim, kHeadTiles>& wide_q, int clusters,
+                            RankShared& shared) {
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  float s[kHeadTiles][4];
+  float most[kHeadTiles][2];
+  if (warp == 0) {
+    const auto row = [&](int i) {
+      return KeyRow<Row>(step, unit, i < kAnchorSinks ? i : unit.tokens - kTileRows + i);
+    };
+    KeyTile<Row, kDim> keys;
+    keys.Load(row(lane >> 2), row((lane >> 2) + 8), lane);
+    keys.Score(q, s);
+    LargestOfTile(s, step.key_unit, step.key_unit, step.softcap, most);
+  } else {
+    constexpr int kSampled = (kBlockWarps - 1) * kTileRows;
+    const auto cluster = [&](int i) {
+      return static_cast<int>(static_cast<int64_t>((warp - 1) * kTileRows + i) * clusters /
+                              kSampled);
+    };
+    const int at[2] = {cluster(lane >> 2), cluster((lane >> 2) + 8)};
+    const auto row = [&](int i) {
+      return reinterpret_cast<const uint8_t*>(unit.centroids + static_cast<int64_t>(at[i]) * kDim);
+    };
+    const auto scale = [&](int i) {
+      return __half2float(__ushort_as_half(unit.facts[at[i]].scale)) * step.scale;
+    };
+    KeyTile<RowI8, kDim> keys;
+    keys.Load(row(0), row(1), lane);
+    const float units[2] = {scale(0), scale(1)};
+    keys.Score(wide_q, s);
+    LargestOfTile(s, units[0], units[1], step.softcap, most);
+  }
+#pragma unroll
+  for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int head = n * kTileHeads + 2 * (lane & 3) + h;
+      if (lane < 4) shared.by_warp[warp][head] = most[n][h];
+    }
+  }
+}
+
+// The anchor of head g from what the warps found.
+__device__ __forceinline__ float AnchorFrom(const RankShared& shared, int g) {
+  float most = shared.by_warp[0][g];
+  for (int w = 1; w < kBlockWarps; ++w) {
+    const float other = shared.by_warp[w][g];
+    most = most != most || other != other ? most + other : fmaxf(most, other);
+  }
+  return most;
+}
+
+// Logits and mass of the forced rows that fall to this warp, tile `tile` and every `apart`th.
+// `keys`: of the first, loaded.
+template <class Row, int kDim>
+__device__ __forceinline__ void LoadForced(const Step& step, const Unit& unit, int tile,
+                                           KeyTile<Row, kDim>& keys) {
+  const int lane = threadIdx.x & 31;
+  const auto row = [&](int i) {
+    return KeyRow<Row>(step, unit, unit.ForcedRow(min(i, unit.forced - 1), step.sinks));
+  };
+  keys.Load(row(tile * kTileRows + (lane >> 2)), row(tile * kTileRows + (lane >> 2) + 8), lane);
+}
 template <class Row, int kDim, int kHeadTiles>
 __device__ void ScoreForced(const Step& step, const Unit& unit,
                             const QueryTile<kDim, kHeadTiles>& q, const RankShared& shared,
-                            int blocks, float (&mass)[kHeadTiles][2]) {
+                            int tile, int apart, KeyTile<Row, kDim>& keys,
+                            float (&mass)[kHeadTiles][2]) {
   const int lane = threadIdx.x & 31;
-  // From the last block on, which has the fewest clusters.
-  const int warp = (blocks - 1 - blockIdx.x) * kBlockWarps + (threadIdx.x >> 5);
   const int64_t base = static_cast<int64_t>(unit.number) * step.forced_room;
-  for (int tile = warp; tile * kTileRows < unit.forced; tile += blocks * kBlockWarps) {
+  while (tile * kTileRows < unit.forced) {
     const int low = tile * kTileRows + (lane >> 2);
     const int high = low + 8;
-    const auto row = [&](int i) {
-      return KeyRow<Row>(step, unit, unit.ForcedRow(min(i, unit.forced - 1), step.sinks));
-    };
-    KeyTile<Row, kDim> keys;
-    keys.Load(row(low), row(high), lane);
     float s[kHeadTiles][4];
     keys.Score(q, s);
+    tile += apart;
+    if (tile * kTileRows < unit.forced) LoadForced(step, unit, tile, keys);
     if ((lane & 3) == 0) {
       if (low < unit.forced) step.forced_rows[base + low] = unit.ForcedRow(low, step.sinks);
       if (high < unit.forced) step.forced_rows[base + high] = unit.ForcedRow(high, step.sinks);
@@ -113,19 +169,16 @@ struct ClusterTile {
 
   __device__ __forceinline__ void Load(const Step& step, const Unit& unit, int tile, int count) {
     const int lane = threadIdx.x & 31;
-    const DeviceIndex& index = *unit.index;
-    const int64_t first = unit.Slot(0, step.slots);
     const int8_t* rows[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       number[i] = tile * kTileRows + (lane >> 2) + 8 * i;
       const int at = min(number[i], count - 1);
-      rows[i] = index.centroids + (first + at) * kDim;
-      const uint16_t* start = index.starts + unit.Slot(at / step.slots, step.slots + 1) +
-                              at % step.slots;
+      rows[i] = unit.centroids + static_cast<int64_t>(at) * kDim;
+      const uint16_t* start = unit.starts + at + at / step.slots;
       begin[i] = __ldg(start);
       end[i] = number[i] < count ? __ldg(start + 1) : begin[i];
-      const ClusterFacts* facts = index.facts + first + at;
+      const ClusterFacts* facts = unit.facts + at;
       longest_and_scale[i] =
           __ldg(reinterpret_cast<const uint32_t*>(&facts->longest));
       if constexpr (!kPaper) {
@@ -179,14 +232,13 @@ __device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float so
 template <int kDim, int kHeadTiles, bool kPaper>
 __device__ void RankClusters(const Step& step, const Unit& unit, const RankShared& shared,
                              int tile, int tiles_apart, int count,
-                             ClusterTile<kDim, kPaper>& clusters, uint32_t* bins,
+                             ClusterTile<kDim, kPaper>& clusters,
+                             const QueryTile<kDim, kHeadTiles>& q, uint32_t* bins,
                              float (&floors)[kHeadTiles][2]) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
   const int t = lane & 3;
   const int64_t base = static_cast<int64_t>(unit.number) * step.segments * step.slots;
-  QueryTile<kDim, kHeadTiles> q;
-  LoadQuery<false>(step, unit, q);
   uint32_t energies[kHeadTiles][2];
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n) {
@@ -352,12 +404,12 @@ __device__ void FindFilter(const Step& step, const Unit& unit, int g) {
 constexpr int kLeastRanks = 32;
 constexpr int kLeastWindow = 8;
 
-// Mode paper: head and windows of query head g. True: a cluster's logit has no room in the bins. One
-// warp.
-__device__ bool FindRanks(const Step& step, const Unit& unit, int g) {
+// Mode paper: head and windows of query head g. True: a cluster's logit has no place in the bins.
+// `bins`: room for them. One warp.
+__device__ bool FindRanks(const Step& step, const Unit& unit, int g, uint32_t* bins) {
   const int lane = threadIdx.x & 31;
   const int64_t at = int64_t{unit.number} * step.group + g;
-  const uint32_t* bins = step.cluster_bins + at * kBins;
+  CopyBins(step.cluster_bins + at * kBins, bins);
   const auto count = [](int, int in_bin) { return in_bin; };
   const BinSums<int> chunks = SumBins<int>(bins, count);
   const int all = WarpSum(chunks.sum);
@@ -380,11 +432,12 @@ __device__ bool FindRanks(const Step& step, const Unit& unit, int g) {
   }
   ranks.all_rows = all;
   if (lane == 0) step.ranks[at] = ranks;
-  return __ldcg(bins + kBins - 1) != 0;
+  return bins[kBins - 1] != 0;
 }
 
 template <class Row, int kDim, int kHeadTiles, bool kPaper>
-__global__ void __launch_bounds__(kBlockThreads) RankKernel(const __grid_constant__ Step step) {
+__global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
+    RankKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t bins[];  // [group][kBins or kMassBins]
   __shared__ RankShared shared;
   const int thread = threadIdx.x;
@@ -392,10 +445,11 @@ __global__ void __launch_bounds__(kBlockThreads) RankKernel(const __grid_constan
   for (int i = thread; i < step.group * kBinsHere; i += kBlockThreads) bins[i] = 0;
   WaitForPrevious();
   LetNextBegin();
-  const Unit unit = MakeUnit(step, blockIdx.y);
+  const Unit unit = FindUnit(step, blockIdx.y);
   const bool first = blockIdx.x == 0;
-  if (!unit.readable) {
-    if (first && thread == 0) step.dense[unit.number] = 1;
+  if (first && thread == 0) step.units[unit.number] = unit;
+  if (unit.readable == 0) {
+    if (first && thread < 32) CountTiles(step, unit, true);
     return;
   }
   const int64_t sums = (int64_t{unit.number} * step.rank_parts + blockIdx.x) * step.group;
@@ -425,17 +479,29 @@ __global__ void __launch_bounds__(kBlockThreads) RankKernel(const __grid_constan
     }
     QueryTile<kDim, kHeadTiles> q;
     LoadQuery<Row::kIsBF16>(step, unit, q);
-    if (thread < 32) FindAnchors<Row>(step, unit, q, shared);
+    QueryTile<kDim, kHeadTiles> wide_q;  // for bytes, which become f16
+    LoadQuery<false>(step, unit, wide_q);
+    // Forced rows from the last warp on, which has the fewest clusters.
+    const int apart = ranking * kBlockWarps;
+    const int forced_tile = apart - 1 - tile;
+    KeyTile<Row, kDim> keys;
+    if (forced_tile * kTileRows < unit.forced) LoadForced(step, unit, forced_tile, keys);
+    FindAnchors<Row>(step, unit, q, wide_q, count, shared);
+    __syncthreads();
+    if (thread < step.group) {
+      const float anchor = AnchorFrom(shared, thread);
+      shared.anchors[thread] = anchor;
+      if (first) step.anchors[unit.number * step.group + thread] = __float_as_uint(anchor);
+    }
     __syncthreads();
     bool finite = true;
     for (int g = 0; g < step.group; ++g) finite = finite && isfinite(shared.anchors[g]);
-    if (first && thread == 0) step.dense[unit.number] = finite ? 0 : 1;
-    if (first && thread < step.group)
-      step.anchors[unit.number * step.group + thread] = __float_as_uint(shared.anchors[thread]);
+    if (first && thread == 0) step.dense[unit.number] = 0;
+    if (first && thread < 32 && !finite) CountTiles(step, unit, true);
     if (finite) {
-      ScoreForced<Row>(step, unit, q, shared, ranking, forced);
-      RankClusters<kDim, kHeadTiles, kPaper>(step, unit, shared, tile, ranking * kBlockWarps, count,
-                                             clusters, bins, floors);
+      ScoreForced<Row>(step, unit, q, shared, forced_tile, apart, keys, forced);
+      RankClusters<kDim, kHeadTiles, kPaper>(step, unit, shared, tile, apart, count, clusters,
+                                             wide_q, bins, floors);
     }
   }
   SumHeads(forced, step.group, shared.by_warp, step.part_forced + sums);
@@ -444,10 +510,10 @@ __global__ void __launch_bounds__(kBlockThreads) RankKernel(const __grid_constan
   for (int i = thread; i < step.group * kBinsHere; i += kBlockThreads) {
     if (bins[i] != 0) atomicAdd(all + i / kBinsHere * kBins + i % kBinsHere, bins[i]);
   }
-  if (!EndsLast(step, unit, &shared.flag)) return;
+  if (!EndsLast(step, unit, gridDim.x, &shared.flag)) return;
   for (int g = thread >> 5; g < step.group; g += kBlockWarps) {
     if constexpr (kPaper) {
-      if (FindRanks(step, unit, g)) step.dense[unit.number] = 1;
+      if (FindRanks(step, unit, g, bins + g * kBins)) CountTiles(step, unit, true);
     } else {
       FindFilter(step, unit, g);
     }
@@ -460,9 +526,9 @@ Status LaunchRank(const Step& step, Element type, Stream stream) {
   const bool paper = step.mode == Mode::kPaper;
   const size_t shared = static_cast<size_t>(step.group) * (paper ? kBins : kMassBins) * 4;
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    if (paper) return Launch(RankKernel<Row, kDim, kHeadTiles, true>, step, step.rank_parts,
+    if (paper) return Launch(RankKernel<Row, kDim, kHeadTiles, true>, step, UnitGrid(step, step.rank_parts),
                   shared, stream);
-    return Launch(RankKernel<Row, kDim, kHeadTiles, false>, step, step.rank_parts,
+    return Launch(RankKernel<Row, kDim, kHeadTiles, false>, step, UnitGrid(step, step.rank_parts),
                   shared, stream);
   });
 }

@@ -1,5 +1,7 @@
 // Stage scan (mode tactic): which clusters no head of the group needs, and estimated logits of the
 // others' members from their codes.
+#include <algorithm>
+
 #include "src/cuda/code_tile.cuh"
 #include "src/cuda/heads.cuh"
 #include "src/cuda/kernels.h"
@@ -15,10 +17,11 @@ constexpr int kAhead = 4;
 
 struct ScanShared {
   Filter filters[kMaxGroup];
-  float by_warp[kBlockWarps][kMaxGroup];
+  float sums[kMaxSlots / 8][kMaxGroup];  // of clusters that are skipped, by warp or segment
   int scratch[kBlockWarps];
   int flags[2];
-  uint16_t starts[kMaxSlots + 1];
+  uint16_t begins[kMaxSlots];
+  uint16_t ends[kMaxSlots];
 };
 
 __device__ __forceinline__ float2 MassAndToken(uint32_t bounds) {
@@ -51,51 +54,63 @@ struct LaneHeads {
   }
 };
 
-// Which of the segment's clusters are kept: thread c decides on cluster c. Leaves the mass of the
-// others, and returns whether this one is.
-__device__ bool FilterClusters(const Step& step, const Unit& unit, int64_t base, int clusters,
+// Which of the span's clusters are kept: thread c decides on cluster c. Leaves the mass of the others
+// of every segment.
+template <int kHeadTiles>
+__device__ bool FilterClusters(const Step& step, const Unit& unit, int span, bool there,
                                ScanShared& shared) {
   const int thread = threadIdx.x;
-  const bool there = thread < clusters && shared.starts[thread + 1] > shared.starts[thread];
-  const uint32_t* bounds = step.bounds + (base * step.slots + thread) * step.group;
+  const int64_t cluster =
+      int64_t{unit.number} * step.segments * step.slots + int64_t{span} * kMaxSlots + thread;
+  const uint32_t* bounds = step.bounds + cluster * step.group;
   bool keep = false;
-  if (there) {
-    for (int g = 0; g < step.group; ++g) {
-      const float2 of = MassAndToken(__ldcg(bounds + g));
-      keep = keep || of.x > shared.filters[g].mass_above || of.y > shared.filters[g].token_above;
-    }
+  // Unrolled, so that all loads are under way at once; likewise in what follows.
+  constexpr int kHeads = kHeadTiles * kTileHeads;
+  float masses[kHeads];
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    masses[g] = 0;
+    if (g >= step.group || !there) continue;
+    const float2 of = MassAndToken(__ldcg(bounds + g));
+    keep = keep || of.x > shared.filters[g].mass_above || of.y > shared.filters[g].token_above;
+    masses[g] = Exp2(of.x);
   }
-  if (thread < step.slots) step.kept[base * step.slots + thread] = keep ? 1 : 0;
-  const int warps = (step.slots + 31) / 32;
-  if (thread / 32 < warps) {
-    for (int g = 0; g < step.group; ++g) {
-      const float sum = WarpSum(there && !keep ? Exp2(MassAndToken(__ldcg(bounds + g)).x) : 0.0f);
-      if (thread % 32 == 0) shared.by_warp[thread / 32][g] = sum;
-    }
+  step.kept[cluster] = keep ? 1 : 0;
+  const int width = min(32, step.slots);
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    if (g >= step.group) break;
+    float sum = keep ? 0.0f : masses[g];
+    for (int k = width / 2; k > 0; k >>= 1) sum += __shfl_xor_sync(kAllLanes, sum, k);
+    if (thread % width == 0) shared.sums[thread / width][g] = sum;
   }
   __syncthreads();
-  if (thread < step.group) {
+  const int each = step.slots / width;
+  float* to =
+      step.skipped + (int64_t{unit.number} * step.segments + span * step.span_segments) * step.group;
+  for (int i = thread; i < step.span_segments * step.group; i += kBlockThreads) {
     float sum = 0;
-    for (int w = 0; w < warps; ++w) sum += shared.by_warp[w][thread];
-    step.skipped[base * step.group + thread] = sum;
+    for (int w = 0; w < each; ++w) sum += shared.sums[i / step.group * each + w][i % step.group];
+    to[i] = sum;
   }
   return keep;
 }
 
 template <int kBits, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads) ScanKernel(const __grid_constant__ Step step) {
+__global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
+    ScanKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t bins[];  // [group][kBins], then tiles, then scores
   __shared__ ScanShared shared;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
   const int r = lane >> 2;
   const int t = lane & 3;
-  uint32_t* tiles = bins + step.group * kBins;  // cluster << 16 | block of the segment
-  float* scores = reinterpret_cast<float*>(tiles + step.segment_size / kCodeBlock + step.slots);
+  uint32_t* tiles = bins + step.group * kBins;  // cluster << 16 | block of the span
+  float* scores = reinterpret_cast<float*>(tiles + step.span_keys / kCodeBlock + kMaxSlots);
   for (int i = thread; i < step.group * kBins; i += kBlockThreads) bins[i] = 0;
-  const Unit unit = MakeUnit(step, blockIdx.y);
   WaitForPrevious();
   LetNextBegin();
+  const Unit unit = ReadUnit(step, blockIdx.y);
   if (IsDense(step, unit)) return;
   const int64_t heads = int64_t{unit.number} * step.group;
   if (thread < step.group) shared.filters[thread] = step.filters[heads + thread];
@@ -103,32 +118,34 @@ __global__ void __launch_bounds__(kBlockThreads) ScanKernel(const __grid_constan
   q.Load(step.rotated + int64_t{unit.number} * kHeadTiles * CodeQueryWords(kDim, kBits) * 32, lane);
   LaneHeads<kHeadTiles> of;
   of.Load(step, unit, kBits);
-  const DeviceIndex& index = *unit.index;
   constexpr int kBlock = static_cast<int>(CodeBlockBytes(kDim, kBits));
-  for (int segment = blockIdx.x; segment < unit.segments; segment += gridDim.x) {
-    const int64_t base = int64_t{unit.number} * step.segments + segment;
-    const int clusters = segment < unit.closed ? step.slots : unit.pages;
-    for (int i = thread; i <= clusters; i += kBlockThreads)
-      shared.starts[i] = __ldg(index.starts + unit.Slot(segment, step.slots + 1) + i);
-    for (int i = thread; i < clusters * step.group; i += kBlockThreads)
-      scores[i] = __ldcg(step.scores + base * step.slots * step.group + i);
+  for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
+    const int clusters = unit.SpanClusters(span, step.slots);
+    const int64_t base = int64_t{unit.number} * step.spans + span;
+    const float* from = step.scores + base * kMaxSlots * step.group;
+    for (int i = thread; i < clusters * step.group; i += kBlockThreads) scores[i] = __ldcg(from + i);
+    Members members = {};
+    if (thread < clusters) members = MembersOf(step, unit, span, thread);
+    shared.begins[thread] = static_cast<uint16_t>(members.begin);
+    shared.ends[thread] = static_cast<uint16_t>(members.end);
     __syncthreads();
-    const bool keep = FilterClusters(step, unit, base, clusters, shared);
+    const bool keep =
+        FilterClusters<kHeadTiles>(step, unit, span, members.begin < members.end, shared);
     int first = 0;
     int blocks = 0;
     if (keep) {
-      first = shared.starts[thread] / kCodeBlock;
-      blocks = (shared.starts[thread + 1] - 1) / kCodeBlock - first + 1;
+      first = members.begin / kCodeBlock;
+      blocks = (members.end - 1) / kCodeBlock - first + 1;
     }
     int count;
     const int at = BlockScan(blocks, shared.scratch, &count);
     for (int b = 0; b < blocks; ++b)
       tiles[at + b] = static_cast<uint32_t>(thread) << 16 | static_cast<uint32_t>(first + b);
     __syncthreads();
-    const uint8_t* codes =
-        index.codes + unit.Slot(segment, step.segment_size) / kCodeBlock * kBlock;
-    const uint8_t* scales = index.key_scales + unit.Slot(segment, step.segment_size);
-    uint16_t* levels = step.levels + base * step.segment_size * step.group;
+    const int64_t keys = int64_t{span} * step.span_keys;
+    const uint8_t* codes = unit.codes + keys / kCodeBlock * kBlock;
+    const uint8_t* scales = unit.key_scales + keys;
+    uint16_t* levels = step.levels + base * step.span_keys * step.level_stride;
     for (int i = (thread >> 5) * kAhead; i < count; i += kBlockWarps * kAhead) {
       CodeTile<kBits, kDim> tile[kAhead];
       float scale[kAhead][2];
@@ -141,8 +158,7 @@ __global__ void __launch_bounds__(kBlockThreads) ScanKernel(const __grid_constan
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           const int key = block * kCodeBlock + r + 8 * k;
-          there[k] = i + a < count && key >= shared.starts[cluster] &&
-                     key < shared.starts[cluster + 1];
+          there[k] = i + a < count && key >= shared.begins[cluster] && key < shared.ends[cluster];
           scale[a][k] = there[k] ? __uint_as_float(uint32_t{__ldg(scales + key)} << 20) *
                                        kByteFloatUnit
                                  : -1.0f;
@@ -171,7 +187,7 @@ __global__ void __launch_bounds__(kBlockThreads) ScanKernel(const __grid_constan
             const float half = fminf(of.half[n][h] * s * s, kLargestHalf);
             const float x = Capped(score[head] + residual, step.softcap) + half - of.anchor[n][h];
             const int level = LevelOf(x);
-            levels[key * step.group + head] = static_cast<uint16_t>(level);
+            levels[key * step.level_stride + head] = static_cast<uint16_t>(level);
             atomicAdd(bins + head * kBins + level / kLevelsPerBin, 1u);
           }
         }
@@ -183,21 +199,22 @@ __global__ void __launch_bounds__(kBlockThreads) ScanKernel(const __grid_constan
   for (int i = thread; i < step.group * kBins; i += kBlockThreads) {
     if (bins[i] != 0) atomicAdd(all + i, bins[i]);
   }
-  if (EndsLast(step, unit, shared.flags)) PlanUnit(step, unit, 0, shared.flags);
+  if (EndsLast(step, unit, gridDim.x, shared.flags)) PlanUnit(step, unit, 0, shared.flags, bins);
 }
 
 }  // namespace
 
 Status LaunchScan(const Step& step, int bits, Stream stream) {
-  const size_t words = static_cast<size_t>(step.group) * kBins + step.segment_size / kCodeBlock +
-                       step.slots + static_cast<size_t>(step.slots) * step.group;
-  const size_t shared = words * sizeof(uint32_t);
+  const size_t words = static_cast<size_t>(step.group) * kBins + step.span_keys / kCodeBlock +
+                       kMaxSlots + static_cast<size_t>(kMaxSlots) * step.group;
+  // At its end the block wants room to plan in.
+  const size_t shared = std::max(words, size_t{kBlockWarps} * kBins) * sizeof(uint32_t);
   return DispatchShape(step, [&]<int kDim, int kHeadTiles>() {
     if (bits == 2)
-      return Launch(ScanKernel<2, kDim, kHeadTiles>, step, step.parts, shared, stream);
+      return Launch(ScanKernel<2, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared, stream);
     if (bits == 3)
-      return Launch(ScanKernel<3, kDim, kHeadTiles>, step, step.parts, shared, stream);
-    return Launch(ScanKernel<4, kDim, kHeadTiles>, step, step.parts, shared, stream);
+      return Launch(ScanKernel<3, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared, stream);
+    return Launch(ScanKernel<4, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared, stream);
   });
 }
 

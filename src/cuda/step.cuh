@@ -24,57 +24,48 @@ __device__ __forceinline__ void LetNextBegin() {
 #endif
 }
 
-// What a unit is: which sequence and head, and what of it is indexed.
-struct Unit {
-  int number;
-  int sequence;
-  int head;   // KV head
-  int tokens;  // visible
-  const DeviceIndex* index;
-  int segments;     // to be looked at: closed ones and, last, the open one when it has pages
-  int closed;       // of them
-  int pages;        // of the open one
-  int coded_end;    // positions below are in clusters, but for the sinks
-  int forced;       // rows that are read whatever the query
-  bool readable;    // false: everything is to be read
-
-  __device__ __forceinline__ int ForcedRow(int i, int sinks) const {
-    return i < sinks ? i : coded_end + (i - sinks);
-  }
-  // First slot of segment j in arrays of the index over [kv_head][segment][slot].
-  __device__ __forceinline__ int64_t Slot(int j, int per_segment) const {
-    return (static_cast<int64_t>(head) * index->segments + j) * per_segment;
-  }
-};
-
-__device__ __forceinline__ Unit MakeUnit(const Step& step, int number) {
-  Unit unit;
+__device__ __forceinline__ Unit FindUnit(const Step& step, int number) {
+  Unit unit = {};
   unit.number = number;
   unit.sequence = number / step.kv_heads;
   unit.head = number % step.kv_heads;
   unit.tokens = __ldg(step.lengths + unit.sequence);
-  unit.index = step.indexes != nullptr ? step.indexes[unit.sequence] : nullptr;
-  unit.segments = unit.closed = unit.pages = unit.coded_end = 0;
-  unit.readable = false;
   unit.forced = unit.tokens;
-  if (unit.index == nullptr || unit.tokens < step.dense_below || step.mode == Mode::kDense)
-    return unit;
+  const DeviceIndex* at = step.indexes != nullptr ? step.indexes[unit.sequence] : nullptr;
+  if (at == nullptr || unit.tokens < step.dense_below || step.mode == Mode::kDense) return unit;
+  const DeviceIndex& index = *at;
   const int usable = unit.tokens - step.recent;
-  const int indexed = unit.index->closed;
-  unit.closed = max(0, min(indexed, usable / step.segment_size));
-  if (unit.closed == indexed) {
-    unit.pages = max(0, min(unit.index->pages,
-                            (usable - unit.closed * step.segment_size) / Options::kPage));
+  unit.closed = max(0, min(index.closed, usable / step.segment_size));
+  if (unit.closed == index.closed) {
+    unit.pages =
+        max(0, min(index.pages, (usable - unit.closed * step.segment_size) / Options::kPage));
   }
   unit.segments = unit.closed + (unit.pages > 0 ? 1 : 0);
+  unit.spans = (unit.segments + step.span_segments - 1) / step.span_segments;
   unit.coded_end = unit.closed * step.segment_size + unit.pages * Options::kPage;
   unit.forced = step.sinks + unit.tokens - unit.coded_end;
   unit.readable = unit.coded_end > step.sinks && unit.forced <= step.forced_room &&
-                  unit.index->segment_size == step.segment_size &&
-                  unit.index->slots == step.slots && unit.index->head_dim == step.head_dim &&
-                  unit.index->unfit[unit.head] == 0 &&
-                  (step.mode == Mode::kPaper || unit.index->bits == step.bits);
+                  index.segment_size == step.segment_size && index.slots == step.slots &&
+                  index.head_dim == step.head_dim && index.unfit[unit.head] == 0 &&
+                  (step.mode == Mode::kPaper || index.bits == step.bits);
+  const int64_t segment = static_cast<int64_t>(unit.head) * index.segments;
+  const int64_t slot = segment * step.slots;
+  const int64_t key = segment * step.segment_size;
+  unit.centroids = index.centroids + slot * step.head_dim;
+  unit.facts = index.facts + slot;
+  unit.starts = index.starts + slot + segment;
+  unit.members = index.members + key;
+  if (index.bits == 0) return unit;
+  unit.key_scales = index.key_scales + key;
+  unit.codes = index.codes + key / kCodeBlock * CodeBlockBytes(step.head_dim, index.bits);
+  unit.means = index.means + (slot + segment) * step.head_dim;
+  unit.mean_scales = index.mean_scales + slot + segment;
   return unit;
+}
+
+// What rank left: all threads of the block read the same.
+__device__ __forceinline__ Unit ReadUnit(const Step& step, int number) {
+  return step.units[number];
 }
 
 // The same when an earlier kernel has decided: REQUIRES rank to have run.
@@ -196,6 +187,31 @@ __device__ __forceinline__ float AnchorOf(const Step& step, const Unit& unit, in
   return __uint_as_float(__ldcg(step.anchors + static_cast<int64_t>(unit.number) * step.group + g));
 }
 
+// --- spans ---
+
+// Where the members of cluster `cluster` of a span are among the span's: [begin, end).
+struct Members {
+  int begin;
+  int end;
+};
+__device__ __forceinline__ Members MembersOf(const Step& step, const Unit& unit, int span,
+                                             int cluster) {
+  const int64_t flat = int64_t{span} * kMaxSlots + cluster;
+  const uint16_t* start = unit.starts + flat + flat / step.slots;
+  const int before = cluster / step.slots * step.segment_size;
+  return {before + __ldg(start), before + __ldg(start + 1)};
+}
+// The place in the span of member `key` of the span; `members`: the span's.
+__device__ __forceinline__ int PlaceOf(const Step& step, const uint16_t* members, int key) {
+  return key - key % step.segment_size + __ldg(members + key);
+}
+
+// Tiles of attend for a unit: of rows that are read, and of means.
+__device__ __forceinline__ int RowTiles(int rows) { return (rows + kTileRows - 1) / kTileRows; }
+__device__ __forceinline__ int MeanTiles(const Step& step) {
+  return (step.slots + 1 + kTileRows - 1) / kTileRows;  // of a segment
+}
+
 // --- sums; all threads of the warp or block take part ---
 
 template <class T>
@@ -235,13 +251,14 @@ __device__ __forceinline__ int BlockScan(int x, int* scratch, int* total) {
   return before + inclusive - x;
 }
 
-// Whether this block is the last of its unit to get here; then what all of them wrote before is
-// there. All threads of the block; `flag` is shared memory.
-__device__ __forceinline__ bool EndsLast(const Step& step, const Unit& unit, int* flag) {
+// Whether this block is the last of the unit's `blocks` to get here; then what all of them wrote
+// before is there. All threads of the block; `flag` is shared memory.
+__device__ __forceinline__ bool EndsLast(const Step& step, const Unit& unit, int blocks,
+                                         int* flag) {
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    *flag = atomicAdd(step.finished + unit.number, 1u) == gridDim.x - 1;
+    *flag = atomicAdd(step.finished + unit.number, 1u) + 1 == static_cast<uint32_t>(blocks);
     if (*flag != 0) step.finished[unit.number] = 0;
   }
   __syncthreads();
@@ -250,12 +267,53 @@ __device__ __forceinline__ bool EndsLast(const Step& step, const Unit& unit, int
   return true;
 }
 
-// Sum of a part's numbers over parts, in order; `of` is [count][stride] and lanes share the reading.
-__device__ __forceinline__ float SumOver(const float* of, int count, int stride) {
+// How many tiles attend has to do for the unit, once its rows are chosen. One warp.
+__device__ __forceinline__ void CountTiles(const Step& step, const Unit& unit, bool dense) {
   const int lane = threadIdx.x & 31;
-  float sum = 0;
-  for (int i = lane; i < count; i += 32) sum += __ldcg(of + static_cast<int64_t>(i) * stride);
-  return WarpSum(sum);
+  int rows = 0;
+  for (int j = lane; j < unit.spans; j += 32)
+    rows += __ldcg(step.counts + int64_t{unit.number} * step.spans + j);
+  rows = unit.forced + WarpSum(rows);
+  const int means =
+      step.mode == Mode::kTactic && step.tail != 0 ? unit.segments * MeanTiles(step) : 0;
+  if (lane == 0) {
+    step.tiles[unit.number] = dense ? RowTiles(unit.tokens) : RowTiles(rows) + means;
+    if (dense) step.dense[unit.number] = 1;
+  }
+}
+
+// A sum over count numbers that lie `stride` apart, in an order that depends on nothing else. Its
+// first loads are under way before anybody waits for them: make all sums that are wanted, then ask.
+class StridedSum {
+ public:
+  __device__ __forceinline__ StridedSum(const float* of, int count, int stride)
+      : of_(of), count_(count), stride_(stride) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int at = static_cast<int>(threadIdx.x & 31) + 32 * i;
+      held_[i] = at < count ? __ldcg(of + static_cast<int64_t>(at) * stride) : 0;
+    }
+  }
+  // All lanes of the warp.
+  __device__ __forceinline__ float Get() const {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) sum += held_[i];
+    for (int i = static_cast<int>(threadIdx.x & 31) + 32 * kHeld; i < count_; i += 32)
+      sum += __ldcg(of_ + static_cast<int64_t>(i) * stride_);
+    return WarpSum(sum);
+  }
+
+ private:
+  static constexpr int kHeld = 2;
+  const float* of_;
+  int count_;
+  int stride_;
+  float held_[kHeld];
+};
+
+__device__ __forceinline__ float SumOver(const float* of, int count, int stride) {
+  return StridedSum(of, count, stride).Get();
 }
 
 }  // namespace tactic::cuda

@@ -1,8 +1,9 @@
 // A decode step as its kernels see it: the request, and buffers in device memory.
 //
-// A *unit* is one KV head of one sequence, number sequence * kv_heads + head. Every stage is a grid
-// of blocks for each unit, its *parts*, which share the unit's segments: block p takes p, p + parts,
-// and so on. What the next stage has to know (thresholds) is found by the block of a unit that ends
+// A *unit* is one KV head of one sequence, number sequence * kv_heads + head; a *span* is kMaxSlots
+// clusters of it, which are those of some segments: one for each thread of a block. Every stage but
+// the last is a grid of blocks for each unit, its *parts*, which share the unit's spans: block p takes
+// p, p + parts, and so on. What the next stage has to know (thresholds) is found by the block of a unit that ends
 // last, from integer counts and from sums that are stored part by part and added in order, so a step
 // gives the same bits every time.
 #ifndef TACTIC_SRC_CUDA_STEP_H_
@@ -50,7 +51,7 @@ struct PaperRanks {
   int32_t head_rows;
   int32_t all_rows;
   int32_t window_bin[2];     // near, far
-  int32_t window_stride[2];  // one in so many clusters of the bin is sampled
+  int32_t window_stride[2];  // one in so many clusters of the bin is sampled; 0: there is no fit
   float window_rank[2];
   int32_t cut_bin;  // clusters of this bin and above are the head's own selection
   int32_t own_rows;
@@ -61,6 +62,40 @@ struct WindowSum {  // of exp2(logit - anchor) over sampled members of a window
   float count;
 };
 
+// What a unit is, and what of it is indexed. Rank finds out and leaves it for the stages after it.
+struct Unit {
+  int32_t number;
+  int32_t sequence;
+  int32_t head;        // KV head
+  int32_t tokens;      // visible
+  int32_t segments;    // to be looked at: closed ones and, last, the open one when it has pages
+  int32_t closed;      // of them
+  int32_t pages;       // of the open one
+  int32_t coded_end;   // positions below are in clusters, but for the sinks
+  int32_t forced;      // rows that are read whatever the query
+  int32_t spans;       // to be looked at
+  int32_t readable;    // 0: everything is to be read
+  // The index's arrays, from the KV head's first segment on.
+  const int8_t* centroids;
+  const ClusterFacts* facts;
+  const uint16_t* starts;
+  const uint16_t* members;
+  const uint8_t* key_scales;
+  const uint8_t* codes;
+  const int8_t* means;
+  const uint16_t* mean_scales;
+
+#ifdef __CUDACC__
+  // Clusters of span `span` that there may be.
+  __device__ __forceinline__ int SpanClusters(int span, int slots) const {
+    return min(kMaxSlots, closed * slots + pages - span * kMaxSlots);
+  }
+  __device__ __forceinline__ int ForcedRow(int i, int sinks) const {
+    return i < sinks ? i : coded_end + (i - sinks);
+  }
+#endif
+};
+
 struct Step {
   // --- the request ---
   int batch;
@@ -69,7 +104,7 @@ struct Step {
   int head_dim;
   int rank_parts;
   int parts;  // of the stages between rank and attend
-  int attend_parts;
+  int attend_blocks;
   const void* q;
   Element q_type;
   void* out;
@@ -100,10 +135,15 @@ struct Step {
   float head_share, near_window, far_window, window_share;
 
   // --- buffers; [unit] first, then as said ---
-  int segments;        // room for
+  int segments;        // room for; whole spans
+  int spans;           // room for
+  int span_segments;   // of a span
+  int span_keys;       // positions of a span
+  int level_stride;    // the group, rounded up to an even number: levels are read in pairs
   int forced_room;     // rows
   uint32_t* anchors;   // [group]: float bits
   uint8_t* dense;      // 1: the unit is read densely
+  Unit* units;
   float* scores;       // [segment * slots][group]: logits of centroids, in octaves
   uint32_t* bounds;    // [segment * slots][group]: two f16, estimated mass and largest token, both in
                        // octaves over the anchor
@@ -112,33 +152,34 @@ struct Step {
   float* part_forced;      // [rank part][group]: mass of forced rows, relative to the anchor
   float* part_floors;      // [rank part][group]: of clusters, at least
   uint32_t* finished;      // parts of the stage that have ended
-  // Forced rows, then for every segment the rows chosen of it.
+  // Forced rows, then for every span the rows chosen of it.
   int32_t* forced_rows;   // [forced_room]: positions
   float* forced_logits;   // [forced_room][group]
-  int32_t* rows;          // [segment * segment_size]
-  uint16_t* tags;         // likewise: place among the segment's members (tactic); cluster (paper)
-  float* logits;          // [segment * segment_size][group]
-  int32_t* counts;        // [segment]
+  int32_t* rows;          // [span * span_keys]
+  uint16_t* tags;         // likewise: place among the span's members (tactic); cluster (paper)
+  float* logits;          // [span * span_keys][group]
+  int32_t* counts;        // [span]
+  int32_t* tiles;         // of 16 rows, or of means, that attend has to do
   // Mode tactic.
   ScanQuery* queries;     // [group]
   uint32_t* rotated;      // [tile of 8 heads][CodeQueryWords][32]: code_tile.cuh
   Filter* filters;        // [group]
   HeadMass* masses;       // [group]
   uint8_t* reading;       // 1: verify has something to read
-  uint16_t* levels;       // [segment * segment_size][group]
+  uint16_t* levels;       // [span * span_keys][level_stride]
   uint8_t* kept;          // [segment * slots]
   uint32_t* key_bins;     // [group][kBins]: keys
   float* skipped;         // [segment][group]: mass of clusters that were skipped
   float* unread;          // [segment * slots][group]: mass of members that are not read
-  float* exact;           // [segment][group]: own mass found in the last round; mode paper: all of it
+  float* exact;           // [span][group]: own mass found in the last round; mode paper: all of it
   // Mode paper.
   uint64_t* bin_masses;   // [group][kBins], see paper.cu
   PaperRanks* ranks;      // [group]
   WindowSum* windows;     // [part][group][2]
   // attend
-  float* states;          // [part][group][kStateSize]
+  float* states;          // [block of attend + unit][group][kStateSize], not by unit
   DeviceReport* reports;  // [group]
-  int32_t* listed;        // [2]: forced rows, and segments whose rows are listed; 0 when dense
+  int32_t* listed;        // [2]: forced rows, and spans whose rows are listed; 0 when dense
 };
 
 }  // namespace tactic::cuda

@@ -265,9 +265,9 @@ struct ValueTile {
   }
 };
 
-// Floats of a head's state as it is stored.
+// Floats of a head's state as it is stored; a multiple of 16 bytes.
 template <int kDim>
-inline constexpr int kStateSize = kDim + 3;
+inline constexpr int kStateSize = kDim + 4;
 
 // The softmax state of up to 8 kHeadTiles heads over the rows that a warp has seen. The maximum is
 // only raised when a logit exceeds it by kSlack octaves: weights stay below 2^kSlack, and most tiles

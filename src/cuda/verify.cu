@@ -2,8 +2,10 @@
 // short of what the codes promised, of more.
 //
 // Round 0 reads what the estimates ask for; in a later one there is something to read where exact
-// masses were found to miss the target (heads.cuh). Rows are listed by segment, in an order that
+// masses were found to miss the target (heads.cuh). Rows are listed by span, in an order that
 // does not depend on timing.
+#include <algorithm>
+
 #include "src/cuda/heads.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
@@ -21,84 +23,89 @@ struct VerifyShared {
   float half[kMaxGroup];
   int flags[2];
   int scratch[kBlockWarps];
-  uint16_t starts[kMaxSlots + 1];
-  uint16_t kept[kMaxSlots];
+  uint16_t begins[kMaxSlots];
+  uint16_t ends[kMaxSlots];
+  uint8_t kept[kMaxSlots];
   int counts[kMaxSlots];  // of new rows, then where they go
   float by_warp[kBlockWarps][kMaxGroup];
+};
+
+// The levels of a key for all heads of the group, in pairs.
+template <int kHeadTiles>
+struct KeyLevels {
+  static constexpr int kPairs = kHeadTiles * kTileHeads / 2;
+  uint32_t pairs[kPairs];
+
+  __device__ __forceinline__ void Load(const uint16_t* of, int group) {
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      pairs[p] = 2 * p < group ? __ldcg(reinterpret_cast<const uint32_t*>(of) + p) : 0;
+    }
+  }
+  __device__ __forceinline__ int Of(int g) const {
+    return static_cast<int>(pairs[g / 2] >> g % 2 * 16 & 0xffffu);
+  }
 };
 
 // Which of a cluster's members are new: bit l of word w is of its member 32 w + l. `words` has room
 // for those of cluster e of the list from place begin / 32 + e on. Returns how many; leaves the mass
 // of what is not read. One warp.
+template <int kHeadTiles>
 __device__ int ChooseRows(const Step& step, const VerifyShared& shared, int begin, int end,
                           const uint16_t* levels, const uint8_t* scales, uint32_t* words,
                           float* unread) {
   const int lane = threadIdx.x & 31;
+  constexpr int kHeads = kHeadTiles * kTileHeads;
   int count = 0;
-  const bool tail = step.tail != 0;
-  constexpr int kHeldHeads = 4;  // whose sums stay in registers; more take another look
-  float masses[kHeldHeads] = {};
+  float masses[kHeads] = {};
   for (int first = begin; first < end; first += 32) {
-    const int key = first + lane;
-    bool fresh = false;
+    const int key = min(first + lane, end - 1);
+    KeyLevels<kHeadTiles> of;
+    of.Load(levels + key * step.level_stride, step.group);
+    const float scale = __uint_as_float(uint32_t{__ldg(scales + key)} << 20) * kByteFloatUnit;
+    bool read = false;
     bool before = false;
-    if (key < end) {
-      const uint16_t* of = levels + key * step.group;
-      for (int g = 0; g < step.group; ++g) {
-        const int level = of[g];
-        fresh = fresh || level >= shared.low[g];
-        before = before || level >= shared.high[g];
-      }
-      if (!fresh && tail) {
-        const float scale = __uint_as_float(uint32_t{__ldg(scales + key)} << 20) * kByteFloatUnit;
 #pragma unroll
-        for (int g = 0; g < kHeldHeads; ++g) {
-          if (g >= step.group) break;
-          // Without v / 2, which corrects the mean of an exponential and not this sum.
-          masses[g] +=
-              Exp2(LogitOfLevel(of[g]) - fminf(shared.half[g] * scale * scale, kLargestHalf));
-        }
-      }
-      fresh = fresh && !before;
+    for (int g = 0; g < kHeads; ++g) {
+      if (g >= step.group) break;
+      read = read || of.Of(g) >= shared.low[g];
+      before = before || of.Of(g) >= shared.high[g];
     }
-    const unsigned all = __ballot_sync(kAllLanes, fresh);
+    const bool there = first + lane < end;
+    if (there && !read) {
+#pragma unroll
+      for (int g = 0; g < kHeads; ++g) {
+        if (g >= step.group) break;
+        // Without v / 2, which corrects the mean of an exponential and not this sum.
+        masses[g] +=
+            Exp2(LogitOfLevel(of.Of(g)) - fminf(shared.half[g] * scale * scale, kLargestHalf));
+      }
+    }
+    const unsigned all = __ballot_sync(kAllLanes, there && read && !before);
     if (lane == 0) words[(first - begin) / 32] = all;
     count += __popc(all);
   }
-  if (!tail) return count;
+  if (step.tail == 0) return count;
 #pragma unroll
-  for (int g = 0; g < kHeldHeads; ++g) {
+  for (int g = 0; g < kHeads; ++g) {
     if (g >= step.group) break;
     const float mass = WarpSum(masses[g]);
-    if (lane == 0) unread[g] = mass;
-  }
-  for (int g = kHeldHeads; g < step.group; ++g) {
-    float mass = 0;
-    for (int key = begin + lane; key < end; key += 32) {
-      const uint16_t* of = levels + key * step.group;
-      bool read = false;
-      for (int other = 0; other < step.group; ++other)
-        read = read || of[other] >= shared.low[other];
-      if (read) continue;
-      const float scale = __uint_as_float(uint32_t{__ldg(scales + key)} << 20) * kByteFloatUnit;
-      mass += Exp2(LogitOfLevel(of[g]) - fminf(shared.half[g] * scale * scale, kLargestHalf));
-    }
-    mass = WarpSum(mass);
     if (lane == 0) unread[g] = mass;
   }
   return count;
 }
 
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads) VerifyKernel(const __grid_constant__ Step step) {
-  // chosen: place among the members << 16 | offset in the segment; then words of ChooseRows.
+__global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
+    VerifyKernel(const __grid_constant__ Step step) {
+  // chosen: number of the member << 16 | place in the span; then words of ChooseRows.
   extern __shared__ uint32_t chosen[];
   __shared__ VerifyShared shared;
-  uint32_t* words = chosen + step.segment_size;
+  uint32_t* words = chosen + step.span_keys;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
   const int warp = thread >> 5;
-  const Unit unit = MakeUnit(step, blockIdx.y);
+  const Unit unit = ReadUnit(step, blockIdx.y);
   QueryTile<kDim, kHeadTiles> q;
   LoadQuery<Row::kIsBF16>(step, unit, q);
   WaitForPrevious();
@@ -120,28 +127,31 @@ __global__ void __launch_bounds__(kBlockThreads) VerifyKernel(const __grid_const
           AnchorOf(step, unit, min(n * kTileHeads + 2 * (lane & 3) + h, step.group - 1));
     }
   }
-  const DeviceIndex& index = *unit.index;
-  for (int segment = blockIdx.x; segment < unit.segments; segment += gridDim.x) {
-    const int64_t base = int64_t{unit.number} * step.segments + segment;
-    const uint16_t* members = index.members + unit.Slot(segment, step.segment_size);
-    const uint8_t* scales = index.key_scales + unit.Slot(segment, step.segment_size);
-    const uint16_t* levels = step.levels + base * step.segment_size * step.group;
-    const int first = segment * step.segment_size;
-    const int64_t rows = base * step.segment_size;
+  for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
+    const int64_t base = int64_t{unit.number} * step.spans + span;
+    const int64_t rows = base * step.span_keys;
+    const uint16_t* members = unit.members + int64_t{span} * step.span_keys;
+    const uint8_t* scales = unit.key_scales + int64_t{span} * step.span_keys;
+    const uint16_t* levels = step.levels + rows * step.level_stride;
+    const int first = span * step.span_keys;
     const int before = step.round > 0 ? __ldcg(step.counts + base) : 0;
-    for (int i = thread; i <= step.slots; i += kBlockThreads)
-      shared.starts[i] = __ldg(index.starts + unit.Slot(segment, step.slots + 1) + i);
-    const bool keep = thread < step.slots && __ldcg(step.kept + base * step.slots + thread) != 0;
+    const bool keep = thread < unit.SpanClusters(span, step.slots) &&
+                      __ldcg(step.kept + base * kMaxSlots + thread) != 0;
+    if (keep) {
+      const Members of = MembersOf(step, unit, span, thread);
+      shared.begins[thread] = static_cast<uint16_t>(of.begin);
+      shared.ends[thread] = static_cast<uint16_t>(of.end);
+    }
     int kept;
     const int at = BlockScan(keep ? 1 : 0, shared.scratch, &kept);
-    if (keep) shared.kept[at] = static_cast<uint16_t>(thread);
+    if (keep) shared.kept[at] = static_cast<uint8_t>(thread);
     __syncthreads();
     for (int e = warp; e < kept; e += kBlockWarps) {
       const int cluster = shared.kept[e];
-      const int begin = shared.starts[cluster];
-      const int count = ChooseRows(step, shared, begin, shared.starts[cluster + 1], levels, scales,
+      const int begin = shared.begins[cluster];
+      const int count = ChooseRows<kHeadTiles>(step, shared, begin, shared.ends[cluster], levels, scales,
                                    words + begin / 32 + e,
-                                   step.unread + (base * step.slots + cluster) * step.group);
+                                   step.unread + (base * kMaxSlots + cluster) * step.group);
       if (lane == 0) shared.counts[e] = count;
     }
     __syncthreads();
@@ -151,15 +161,16 @@ __global__ void __launch_bounds__(kBlockThreads) VerifyKernel(const __grid_const
     __syncthreads();
     for (int e = warp; e < kept; e += kBlockWarps) {
       const int cluster = shared.kept[e];
-      const int begin = shared.starts[cluster];
+      const int begin = shared.begins[cluster];
+      const int end = shared.ends[cluster];
       int to = shared.counts[e];
-      for (int key = begin; key < shared.starts[cluster + 1]; key += 32) {
+      for (int key = begin; key < end; key += 32) {
         const uint32_t word = words[begin / 32 + e + (key - begin) / 32];
         if ((word >> lane & 1) != 0) {
           const int i = to + __popc(word & ((1u << lane) - 1));
-          const uint32_t offset = __ldg(members + key + lane);
-          chosen[i] = static_cast<uint32_t>(key + lane) << 16 | offset;
-          step.rows[rows + before + i] = first + static_cast<int>(offset);
+          const int place_in_span = PlaceOf(step, members, key + lane);
+          chosen[i] = static_cast<uint32_t>(key + lane) << 16 | place_in_span;
+          step.rows[rows + before + i] = first + place_in_span;
           step.tags[rows + before + i] = static_cast<uint16_t>(key + lane);
         }
         to += __popc(word);
@@ -175,7 +186,7 @@ __global__ void __launch_bounds__(kBlockThreads) VerifyKernel(const __grid_const
         for (int h = 0; h < 2; ++h) {
           const int head = n * kTileHeads + 2 * (lane & 3) + h;
           if (head >= step.group) continue;
-          const int level = levels[key * step.group + head];
+          const int level = levels[key * step.level_stride + head];
           if (level < shared.low[head] || level >= shared.high[head]) continue;
           mass[n][h] += Exp2(step.logits[(rows + i) * step.group + head] - anchors[n][h]);
         }
@@ -187,14 +198,14 @@ __global__ void __launch_bounds__(kBlockThreads) VerifyKernel(const __grid_const
         [&](int i) { return first + static_cast<int>(chosen[i] & 0xffffu); },
         [&](int i, int n, int h, float logit) {
           const int head = n * kTileHeads + 2 * (lane & 3) + h;
-          const int level = levels[static_cast<int>(chosen[i] >> 16) * step.group + head];
+          const int level = levels[static_cast<int>(chosen[i] >> 16) * step.level_stride + head];
           if (level >= shared.low[head] && level < shared.high[head])
             mass[n][h] += Exp2(logit - anchors[n][h]);
         });
     SumHeads(mass, step.group, shared.by_warp, step.exact + base * step.group);
     if (thread == 0) step.counts[base] = before + fresh;
   }
-  if (EndsLast(step, unit, shared.flags)) PlanUnit(step, unit, step.round + 1, shared.flags);
+  if (EndsLast(step, unit, gridDim.x, shared.flags)) PlanUnit(step, unit, step.round + 1, shared.flags, chosen);
 }
 
 }  // namespace
@@ -202,10 +213,11 @@ __global__ void __launch_bounds__(kBlockThreads) VerifyKernel(const __grid_const
 Status LaunchVerify(const Step& step, Element type, int round, Stream stream) {
   Step of_round = step;
   of_round.round = round;
-  const size_t words = step.segment_size + step.segment_size / 32 + step.slots + 1;
-  const size_t shared = words * sizeof(uint32_t);
+  const size_t words = step.span_keys + step.span_keys / 32 + kMaxSlots + 1;
+  // At its end the block wants room to plan in.
+  const size_t shared = std::max(words, size_t{kBlockWarps} * kBins) * sizeof(uint32_t);
   return DispatchStep(of_round, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    return Launch(VerifyKernel<Row, kDim, kHeadTiles>, of_round, of_round.parts, shared, stream);
+    return Launch(VerifyKernel<Row, kDim, kHeadTiles>, of_round, UnitGrid(step, step.parts), shared, stream);
   });
 }
 

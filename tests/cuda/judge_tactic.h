@@ -32,7 +32,7 @@ class TacticJudge {
   int Level(size_t c, size_t i, int g) const {
     const size_t key = static_cast<size_t>(clusters_[c].segment) * step_.segment_size +
                        index_.first_key[c] + i;
-    return levels_[key * group_ + g];
+    return levels_[key * step_.level_stride + g];
   }
   static double MassOfBin(int bin) { return std::exp2((bin + 0.5) / kBinsPerOctave - kBelowAnchor); }
 
@@ -152,7 +152,7 @@ class TacticJudge {
   }
 
   void JudgeLevels() {
-    levels_ = u_.Of(step_.levels, size_t(step_.segments) * step_.segment_size * group_);
+    levels_ = u_.Of(step_.levels, size_t(step_.spans) * step_.span_keys * step_.level_stride);
     bins_.assign(group_, std::vector<int>(kBins, 0));
     for (size_t c = 0; c < clusters_.size(); ++c) {
       if (!kept_[c]) continue;
@@ -241,21 +241,22 @@ class TacticJudge {
   }
 
   void JudgeRows() {
-    const auto counts = u_.Of(step_.counts, step_.segments);
-    const auto rows = u_.Of(step_.rows, size_t(step_.segments) * step_.segment_size);
-    const auto logits = u_.Of(step_.logits, size_t(step_.segments) * step_.segment_size * group_);
-    std::vector<std::set<int64_t>> want(index_.segments);
+    const auto counts = u_.Of(step_.counts, step_.spans);
+    const auto rows = u_.Of(step_.rows, size_t(step_.spans) * step_.span_keys);
+    const auto logits = u_.Of(step_.logits, size_t(step_.spans) * step_.span_keys * group_);
+    const int spans = (index_.segments + step_.span_segments - 1) / step_.span_segments;
+    std::vector<std::set<int64_t>> want(spans);
     for (size_t c = 0; c < clusters_.size(); ++c) {
       for (size_t i = 0; kept_[c] && i < clusters_[c].members.size(); ++i) {
-        if (Chosen(c, i)) want[clusters_[c].segment].insert(clusters_[c].members[i]);
+        if (Chosen(c, i)) want[clusters_[c].segment / step_.span_segments].insert(clusters_[c].members[i]);
       }
     }
     rows_ = ForcedRows(u_, index_);
-    for (int j = 0; j < index_.segments; ++j) {
-      const size_t at = size_t(j) * step_.segment_size;
+    for (int j = 0; j < spans; ++j) {
+      const size_t at = size_t(j) * step_.span_keys;
       std::set<int64_t> got(rows.begin() + at, rows.begin() + at + counts[j]);
       v_->That(got == want[j] && static_cast<int>(got.size()) == counts[j],
-               "rows of segment " + std::to_string(j));
+               "rows of span " + std::to_string(j));
       for (int i = 0; i < counts[j]; ++i) {
         for (int g = 0; g < group_; ++g)
           v_->Near(logits[(at + i) * group_ + g], u_.logits[g][rows[at + i]], 3e-3, "logit");
