@@ -7,6 +7,7 @@
 #   WHEELS      folder with the wheels of FlashInfer and of what it needs [.whl]; none: cuDNN alone
 #   SITE        where they are installed [/tmp/site]
 #   BUILD       build folder [build/cuda]
+#   LIBRARY     a libtactic_cuda_bench.so that is built already; nothing is built
 #   ARCHITECTURES  of the kernels [90a-real: Hopper]
 #   OUT         set: results and logs are copied there
 #
@@ -25,13 +26,13 @@ export TVM_FFI_DISABLE_TORCH_C_DLPACK=1
 mkdir -p "$build"
 log=$PWD/$build
 
-# --- build: the library and bench/cuda/shim.cc, as $build/libtactic_cuda_bench.so ---
+library=${LIBRARY:-$build/libtactic_cuda_bench.so}
 build() {
+  [[ -z ${LIBRARY-} ]] || return 0
   cmake -S src/cuda -B "$build" -G Ninja -DTACTIC_CUDA=ON -DTACTIC_BUILD_TESTS=OFF \
     -DTACTIC_BUILD_BENCH=ON -DCMAKE_CUDA_ARCHITECTURES="${ARCHITECTURES:-90a-real}" &&
     cmake --build "$build" --target tactic_cuda_bench
 }
-# --- end of build ---
 
 install_wheels() {
   compgen -G "$wheels/*.whl" >/dev/null || { echo "no wheels in $wheels"; return 1; }
@@ -62,5 +63,5 @@ trap save EXIT
 ((built == 0)) || { tail -n 60 "$log/build.log"; exit 1; }
 
 commit=${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
-python3 -m bench.cuda.bench --library "$build/libtactic_cuda_bench.so" \
+python3 -m bench.cuda.bench --library "$library" \
   --json "$build/cuda_bench.json" --commit "$commit" "$@" 2>&1 | tee "$log/bench.log"

@@ -17,7 +17,7 @@ namespace {
 
 // Blocks that a stage's grid should have for each multiprocessor.
 constexpr int kRankBlocks = 1;
-constexpr int kSelectBlocks = 4;
+constexpr int kSelectBlocks = 2;
 constexpr int kAttendBlocks = 2;  // as many as fit
 
 template <class T>
@@ -27,6 +27,20 @@ Status Bad(const char* name, const T& value, const char* expected) {
 }
 
 int PartsFor(int units, int blocks) { return std::max(1, (blocks + units / 2) / units); }
+
+// Spans as large as leave most blocks of a stage one, for the largest length there may be. A second
+// span costs a block as much as the first.
+void SizeSpans(int units, int64_t max_length, int blocks, Step* step) {
+  const int64_t segments = (max_length + step->segment_size - 1) / step->segment_size;
+  step->span_segments = kMaxSlots / step->slots;
+  constexpr double kBusy = 0.75;
+  while (step->span_segments > 1 &&
+         static_cast<double>(units * segments) < kBusy * blocks * step->span_segments)
+    step->span_segments /= 2;
+  step->span_slots = step->span_segments * step->slots;
+  step->span_keys = step->span_segments * step->segment_size;
+  step->spans = step->segments / step->span_segments;
+}
 
 // Hands out consecutive pieces of one allocation; with a null base it only counts.
 class Carver {
@@ -68,8 +82,7 @@ struct Decoder::Impl {
     const size_t heads = units * group;
     const size_t segments = units * s.segments;
     const size_t clusters = segments * s.slots;
-    const size_t spans = units * s.spans;
-    const size_t rows = spans * s.span_keys;
+    const size_t rows = segments * s.segment_size;
     const size_t rank_parts = kRankBlocks * multiprocessors + 2 * units;
     const size_t parts = kSelectBlocks * multiprocessors + units;
     const size_t states = kAttendBlocks * multiprocessors + units;
@@ -92,9 +105,9 @@ struct Decoder::Impl {
     carver->Take(&s.rows, rows);
     carver->Take(&s.tags, rows);
     carver->Take(&s.logits, rows * group);
-    carver->Take(&s.counts, spans);
+    carver->Take(&s.counts, segments);
     carver->Take(&s.tiles, units);
-    carver->Take(&s.exact, spans * group);
+    carver->Take(&s.exact, segments * group);
     if (tactic) {
       carver->Take(&s.queries, heads);
       carver->Take(&s.rotated, units * ((group + kTileHeads - 1) / kTileHeads) *
@@ -166,10 +179,9 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   s.far_window = static_cast<float>(options.far_window);
   s.window_share = static_cast<float>(options.window_share);
   s.level_stride = (s.group + 1) / 2 * 2;
-  s.span_segments = kMaxSlots / s.slots;
-  s.span_keys = s.span_segments * s.segment_size;
-  s.spans = static_cast<int>((max_tokens + s.span_keys - 1) / s.span_keys);
-  s.segments = s.spans * s.span_segments;
+  const int whole = kMaxSlots / s.slots;  // segments of the largest span
+  const int64_t most = int64_t{whole} * s.segment_size;
+  s.segments = static_cast<int>((max_tokens + most - 1) / most * whole);
   // What no cluster holds: mode tactic indexes pages as they come, mode paper whole segments; an
   // index may be a segment behind.
   s.forced_room = options.sinks + options.recent + 2 * options.segment_size;
@@ -211,6 +223,7 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   step.rank_parts = PartsFor(units, kRankBlocks * impl.multiprocessors) + 1;
   step.parts = PartsFor(units, kSelectBlocks * impl.multiprocessors);
   step.attend_blocks = kAttendBlocks * impl.multiprocessors;
+  SizeSpans(units, request.max_length, kSelectBlocks * impl.multiprocessors, &step);
   step.q = request.q;
   step.q_type = request.q_type;
   step.out = request.out;
@@ -243,7 +256,7 @@ const DeviceReport* Decoder::reports() const { return impl_->step.reports; }
 size_t Decoder::WorkspaceBytes() const { return impl_->bytes; }
 
 Status Decoder::SelectedRows(int sequence, int kv_head, std::vector<int32_t>* rows) const {
-  const Step& s = impl_->step;
+  const Step& s = impl_->last;
   if (sequence < 0 || sequence >= impl_->max_batch)
     return Bad("sequence", sequence, "one of the batch");
   if (kv_head < 0 || kv_head >= s.kv_heads) return Bad("kv_head", kv_head, "one of the layer's");

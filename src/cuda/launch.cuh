@@ -27,14 +27,10 @@ inline dim3 UnitGrid(const Step& step, int parts) {
 // Blocks of kBlockThreads threads, with `shared` bytes of dynamic memory. They may begin while the kernel before it ends (WaitForPrevious).
 inline Status Launch(void (*kernel)(Step), const Step& step, dim3 grid, size_t shared,
                      Stream stream) {
-  // 48 KB go without asking, the kernel's own included.
-  constexpr size_t kWithoutAsking = 16 << 10;
-  if (shared > kWithoutAsking) {
-    TACTIC_RETURN_IF_ERROR(FromCuda(
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-        "shared memory of a kernel"));
-  }
+  TACTIC_RETURN_IF_ERROR(FromCuda(
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+      "shared memory of a kernel"));
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

@@ -85,9 +85,9 @@ __device__ void StoreRows(const Step& step, int span, int64_t to, const uint32_t
 __device__ __forceinline__ bool ReadBinsOfCluster(const Step& step, const Unit& unit, int span,
                                                   PaperShared& shared) {
   const int cluster = threadIdx.x;
-  if (cluster >= unit.SpanClusters(span, step.slots)) return false;
+  if (cluster >= unit.SpanClusters(span, step.slots, step.span_slots)) return false;
   const int64_t base = int64_t{unit.number} * step.spans + span;
-  const float* scores = step.scores + (base * kMaxSlots + cluster) * step.group;
+  const float* scores = step.scores + (base * step.span_slots + cluster) * step.group;
 #pragma unroll
   for (int g = 0; g < kMaxGroup; ++g) {
     if (g < step.group) shared.bins[cluster][g] = static_cast<uint16_t>(BinOf(__ldcg(scores + g)));
@@ -100,8 +100,10 @@ __device__ __forceinline__ bool ReadBinsOfCluster(const Step& step, const Unit& 
 __device__ float WindowMean(const Step& step, const Unit& unit, int g, int w, int bin) {
   const WindowSum* of =
       step.windows + (int64_t{unit.number} * step.parts * step.group + g) * 2 + w;
-  const float sum = SumOver(&of->sum, step.parts, step.group * 4);
-  const float count = SumOver(&of->count, step.parts, step.group * 4);
+  const StridedSum sums(&of->sum, step.parts, step.group * 4);
+  const StridedSum counts(&of->count, step.parts, step.group * 4);
+  const float sum = sums.Get();
+  const float count = counts.Get();
   return count > 0 ? sum / count : Exp2(LogitOfBin(bin));
 }
 
@@ -114,20 +116,19 @@ __device__ void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bin
   ranks.own_rows = ranks.all_rows;
   ranks.cut_bin = 0;
   if (ranks.window_stride[0] > 0) {  // else rank found nothing to fit
+    const StridedSum fixed_sum(
+        step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g, step.rank_parts,
+        step.group);
     CopyBins(step.cluster_bins + at * kBins, bins);
     float* masses = reinterpret_cast<float*>(bins + kBlockWarps * kBins);
-    const auto* units = reinterpret_cast<const ulonglong2*>(step.bin_masses + at * kBins);
-#pragma unroll 8
-    for (int i = lane; i < kBins / 2; i += 32) {
-      const ulonglong2 two = __ldcg(units + i);
-      masses[2 * i] = static_cast<float>(two.x) * kMassUnit * Exp2(LogitOfBin(2 * i));
-      masses[2 * i + 1] = static_cast<float>(two.y) * kMassUnit * Exp2(LogitOfBin(2 * i + 1));
-    }
+    const auto* units = reinterpret_cast<const unsigned long long*>(step.bin_masses + at * kBins);
+    const int lowest = ranks.head_bin / 32 * 32;
+#pragma unroll 4
+    for (int i = lowest + lane; i < kBins; i += 32)
+      masses[i] = static_cast<float>(__ldcg(units + i)) * kMassUnit * Exp2(LogitOfBin(i));
     __syncwarp();
     const auto mass = [&](int bin, int) { return bin < ranks.head_bin ? 0.0f : masses[bin]; };
-    const float fixed =
-        SumOver(step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g,
-                step.rank_parts, step.group);
+    const float fixed = fixed_sum.Get();
     const BinSums<float> chunks = SumBins<float>(bins, mass);
     const float head = fixed + WarpSum(chunks.sum);
     const auto h = static_cast<float>(ranks.head_rows);
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
           window = window || (bin == ranks.window_bin[w] &&
-                              Sampled(span * kMaxSlots + thread, ranks.window_stride[w]));
+                              Sampled(span * step.span_slots + thread, ranks.window_stride[w]));
         }
       }
     }
@@ -262,7 +263,7 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
           if (bin != ranks.window_bin[w] ||
-              !Sampled(span * kMaxSlots + cluster, ranks.window_stride[w]))
+              !Sampled(span * step.span_slots + cluster, ranks.window_stride[w]))
             continue;
           windows[w].sum += shared.sums[e][thread];
           windows[w].count += static_cast<float>(shared.begins[e + 1] - shared.begins[e]);

@@ -61,7 +61,7 @@ __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, boo
                                ScanShared& shared) {
   const int thread = threadIdx.x;
   const int64_t cluster =
-      int64_t{unit.number} * step.segments * step.slots + int64_t{span} * kMaxSlots + thread;
+      int64_t{unit.number} * step.segments * step.slots + int64_t{span} * step.span_slots + thread;
   const uint32_t* bounds = step.bounds + cluster * step.group;
   bool keep = false;
   // Unrolled, so that all loads are under way at once; likewise in what follows.
@@ -75,7 +75,7 @@ __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, boo
     keep = keep || of.x > shared.filters[g].mass_above || of.y > shared.filters[g].token_above;
     masses[g] = Exp2(of.x);
   }
-  step.kept[cluster] = keep ? 1 : 0;
+  if (thread < step.span_slots) step.kept[cluster] = keep ? 1 : 0;
   const int width = min(32, step.slots);
 #pragma unroll
   for (int g = 0; g < kHeads; ++g) {
@@ -120,9 +120,9 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
   of.Load(step, unit, kBits);
   constexpr int kBlock = static_cast<int>(CodeBlockBytes(kDim, kBits));
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
-    const int clusters = unit.SpanClusters(span, step.slots);
+    const int clusters = unit.SpanClusters(span, step.slots, step.span_slots);
     const int64_t base = int64_t{unit.number} * step.spans + span;
-    const float* from = step.scores + base * kMaxSlots * step.group;
+    const float* from = step.scores + base * step.span_slots * step.group;
     for (int i = thread; i < clusters * step.group; i += kBlockThreads) scores[i] = __ldcg(from + i);
     Members members = {};
     if (thread < clusters) members = MembersOf(step, unit, span, thread);

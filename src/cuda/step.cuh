@@ -196,7 +196,7 @@ struct Members {
 };
 __device__ __forceinline__ Members MembersOf(const Step& step, const Unit& unit, int span,
                                              int cluster) {
-  const int64_t flat = int64_t{span} * kMaxSlots + cluster;
+  const int64_t flat = int64_t{span} * step.span_slots + cluster;
   const uint16_t* start = unit.starts + flat + flat / step.slots;
   const int before = cluster / step.slots * step.segment_size;
   return {before + __ldg(start), before + __ldg(start + 1)};

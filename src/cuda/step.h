@@ -1,7 +1,8 @@
 // A decode step as its kernels see it: the request, and buffers in device memory.
 //
-// A *unit* is one KV head of one sequence, number sequence * kv_heads + head; a *span* is kMaxSlots
-// clusters of it, which are those of some segments: one for each thread of a block. Every stage but
+// A *unit* is one KV head of one sequence, number sequence * kv_heads + head; a *span* is the
+// clusters of some of its segments, at most one for each thread of a block: fewer where otherwise
+// multiprocessors had nothing to do. Every stage but
 // the last is a grid of blocks for each unit, its *parts*, which share the unit's spans: block p takes
 // p, p + parts, and so on. What the next stage has to know (thresholds) is found by the block of a unit that ends
 // last, from integer counts and from sums that are stored part by part and added in order, so a step
@@ -87,8 +88,8 @@ struct Unit {
 
 #ifdef __CUDACC__
   // Clusters of span `span` that there may be.
-  __device__ __forceinline__ int SpanClusters(int span, int slots) const {
-    return min(kMaxSlots, closed * slots + pages - span * kMaxSlots);
+  __device__ __forceinline__ int SpanClusters(int span, int slots, int span_slots) const {
+    return min(span_slots, closed * slots + pages - span * span_slots);
   }
   __device__ __forceinline__ int ForcedRow(int i, int sinks) const {
     return i < sinks ? i : coded_end + (i - sinks);
@@ -136,8 +137,9 @@ struct Step {
 
   // --- buffers; [unit] first, then as said ---
   int segments;        // room for; whole spans
-  int spans;           // room for
+  int spans;           // room for, in this step
   int span_segments;   // of a span
+  int span_slots;
   int span_keys;       // positions of a span
   int level_stride;    // the group, rounded up to an even number: levels are read in pairs
   int forced_room;     // rows

@@ -135,8 +135,8 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
     const uint16_t* levels = step.levels + rows * step.level_stride;
     const int first = span * step.span_keys;
     const int before = step.round > 0 ? __ldcg(step.counts + base) : 0;
-    const bool keep = thread < unit.SpanClusters(span, step.slots) &&
-                      __ldcg(step.kept + base * kMaxSlots + thread) != 0;
+    const bool keep = thread < unit.SpanClusters(span, step.slots, step.span_slots) &&
+                      __ldcg(step.kept + base * step.span_slots + thread) != 0;
     if (keep) {
       const Members of = MembersOf(step, unit, span, thread);
       shared.begins[thread] = static_cast<uint16_t>(of.begin);
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
       const int begin = shared.begins[cluster];
       const int count = ChooseRows<kHeadTiles>(step, shared, begin, shared.ends[cluster], levels, scales,
                                    words + begin / 32 + e,
-                                   step.unread + (base * kMaxSlots + cluster) * step.group);
+                                   step.unread + (base * step.span_slots + cluster) * step.group);
       if (lane == 0) shared.counts[e] = count;
     }
     __syncthreads();
