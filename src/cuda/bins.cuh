@@ -19,6 +19,11 @@ __device__ __forceinline__ uint4 ReadBins(const uint32_t* bins, int lowest) {
   return *reinterpret_cast<const uint4*>(bins + lowest);
 }
 
+// Warps of a block that plan for a group of so many heads, each with room for a head's bins.
+__host__ __device__ constexpr int PlanningWarps(int group) {
+  return group < kBlockWarps ? group : kBlockWarps;
+}
+
 // One head's bins from device memory. One warp.
 __device__ __forceinline__ void CopyBins(const uint32_t* from, uint32_t* to) {
   const int lane = threadIdx.x & 31;

@@ -17,7 +17,8 @@ namespace {
 
 // Blocks that a stage's grid should have for each multiprocessor.
 constexpr int kRankBlocks = 1;
-constexpr int kSelectBlocks = 2;
+constexpr int kSelectBlocks = 6;  // at most: they come and go
+constexpr int kBusyBlocks = 2;    // of selection, for which smaller spans are worth it
 constexpr int kAttendBlocks = 2;  // as many as fit
 
 template <class T>
@@ -219,11 +220,13 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   const bool fp8 = request.cache.type == Element::kE4M3;
   step.batch = request.batch;
   const int units = request.batch * impl.shape.kv_heads;
-  // Mode tactic has one more, for the queries (rank.cu).
+  // One more than that: in mode tactic it is for the queries (rank.cu).
   step.rank_parts = PartsFor(units, kRankBlocks * impl.multiprocessors) + 1;
-  step.parts = PartsFor(units, kSelectBlocks * impl.multiprocessors);
   step.attend_blocks = kAttendBlocks * impl.multiprocessors;
-  SizeSpans(units, request.max_length, kSelectBlocks * impl.multiprocessors, &step);
+  SizeSpans(units, request.max_length, kBusyBlocks * impl.multiprocessors, &step);
+  const auto spans =
+      static_cast<int>((request.max_length + step.span_keys - 1) / step.span_keys);
+  step.parts = std::min(spans, PartsFor(units, kSelectBlocks * impl.multiprocessors));
   step.q = request.q;
   step.q_type = request.q_type;
   step.out = request.out;

@@ -45,7 +45,7 @@ __device__ __forceinline__ void PlanHead(const Step& step, const uint32_t* bins,
 }
 
 // What follows a stage: scan, or a round of verify. `after`: rounds that were read. All threads of
-// the block; `flags`: two ints, `room`: kBlockWarps * kBins words of shared memory.
+// the block; `flags`: two ints, `room`: PlanningWarps() * kBins words of shared memory.
 __device__ __forceinline__ void PlanUnit(const Step& step, const Unit& unit, int after, int* flags,
                                          uint32_t* room) {
   const int lane = threadIdx.x & 31;

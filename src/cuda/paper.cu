@@ -108,7 +108,7 @@ __device__ float WindowMean(const Step& step, const Unit& unit, int g, int w, in
 }
 
 // Fits the curve of head g and finds where its own selection ends. `bins`: room for
-// them, and kBlockWarps * kBins words on for as many masses. One warp.
+// them, and PlanningWarps() times as many words on for their masses. One warp.
 __device__ void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bins) {
   const int lane = threadIdx.x & 31;
   const int64_t at = int64_t{unit.number} * step.group + g;
@@ -120,7 +120,7 @@ __device__ void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bin
         step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g, step.rank_parts,
         step.group);
     CopyBins(step.cluster_bins + at * kBins, bins);
-    float* masses = reinterpret_cast<float*>(bins + kBlockWarps * kBins);
+    float* masses = reinterpret_cast<float*>(bins + PlanningWarps(step.group) * kBins);
     const auto* units = reinterpret_cast<const unsigned long long*>(step.bin_masses + at * kBins);
     const int lowest = ranks.head_bin / 32 * 32;
 #pragma unroll 4
@@ -179,7 +179,7 @@ __device__ void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bin
 }
 
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     SampleKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t chosen[];
   __shared__ PaperShared shared;
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
 }
 
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     CutKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t chosen[];
   __shared__ PaperShared shared;
@@ -387,7 +387,8 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
 Status LaunchSample(const Step& step, Element type, Stream stream) {
   // At its end the block wants room for bins and their masses.
   const size_t shared =
-      std::max<size_t>(step.span_keys, size_t{2} * kBlockWarps * kBins) * sizeof(uint32_t);
+      std::max<size_t>(step.span_keys, size_t{2} * PlanningWarps(step.group) * kBins) *
+      sizeof(uint32_t);
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
     return Launch(SampleKernel<Row, kDim, kHeadTiles>, step, UnitGrid(step, step.parts),
                   shared, stream);

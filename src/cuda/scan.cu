@@ -97,7 +97,7 @@ __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, boo
 }
 
 template <int kBits, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     ScanKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t bins[];  // [group][kBins], then tiles, then scores
   __shared__ ScanShared shared;
@@ -208,7 +208,7 @@ Status LaunchScan(const Step& step, int bits, Stream stream) {
   const size_t words = static_cast<size_t>(step.group) * kBins + step.span_keys / kCodeBlock +
                        kMaxSlots + static_cast<size_t>(kMaxSlots) * step.group;
   // At its end the block wants room to plan in.
-  const size_t shared = std::max(words, size_t{kBlockWarps} * kBins) * sizeof(uint32_t);
+  const size_t shared = std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);
   return DispatchShape(step, [&]<int kDim, int kHeadTiles>() {
     if (bits == 2)
       return Launch(ScanKernel<2, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared, stream);

@@ -16,16 +16,11 @@ __device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
   const int t = lane & 3;
-  KeyTile<Row, kDim> next;
-  const auto load = [&](int tile) {
-    next.Load(KeyRow<Row>(step, unit, position(min(tile * kTileRows + r, count - 1))),
+  for (int tile = threadIdx.x >> 5; tile * kTileRows < count; tile += kBlockWarps) {
+    // Most warps have one tile: looking ahead would only take registers, and thereby other blocks.
+    KeyTile<Row, kDim> keys;
+    keys.Load(KeyRow<Row>(step, unit, position(min(tile * kTileRows + r, count - 1))),
               KeyRow<Row>(step, unit, position(min(tile * kTileRows + r + 8, count - 1))), lane);
-  };
-  int tile = threadIdx.x >> 5;
-  if (tile * kTileRows < count) load(tile);
-  for (; tile * kTileRows < count; tile += kBlockWarps) {
-    const KeyTile<Row, kDim> keys = next;
-    if ((tile + kBlockWarps) * kTileRows < count) load(tile + kBlockWarps);
     float s[kHeadTiles][4];
     keys.Score(q, s);
 #pragma unroll

@@ -11,6 +11,11 @@ inline constexpr int kBlockThreads = 256;
 inline constexpr int kBlockWarps = kBlockThreads / 32;
 inline constexpr float kLn2 = 0.693147181f;
 
+// Blocks of selection that are to fit on a multiprocessor: what they do is wait for memory.
+__host__ __device__ constexpr int BlocksFor(int head_dim, int head_tiles) {
+  return head_dim > 128 || head_tiles > 1 ? 1 : 3;
+}
+
 // A kernel that was launched before the one in front of it ended waits here until what that one
 // wrote is there. Every kernel of a step does so before it touches memory that a step writes.
 __device__ __forceinline__ void WaitForPrevious() {

@@ -96,7 +96,7 @@ __device__ int ChooseRows(const Step& step, const VerifyShared& shared, int begi
 }
 
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     VerifyKernel(const __grid_constant__ Step step) {
   // chosen: number of the member << 16 | place in the span; then words of ChooseRows.
   extern __shared__ uint32_t chosen[];
@@ -215,7 +215,7 @@ Status LaunchVerify(const Step& step, Element type, int round, Stream stream) {
   of_round.round = round;
   const size_t words = step.span_keys + step.span_keys / 32 + kMaxSlots + 1;
   // At its end the block wants room to plan in.
-  const size_t shared = std::max(words, size_t{kBlockWarps} * kBins) * sizeof(uint32_t);
+  const size_t shared = std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);
   return DispatchStep(of_round, type, [&]<class Row, int kDim, int kHeadTiles>() {
     return Launch(VerifyKernel<Row, kDim, kHeadTiles>, of_round, UnitGrid(step, step.parts), shared, stream);
   });
