@@ -194,6 +194,8 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   impl.bytes = counter.used();
   TACTIC_RETURN_IF_ERROR(FromCuda(cudaMalloc(&impl.memory, impl.bytes), "a step's buffers"));
   TACTIC_RETURN_IF_ERROR(FromCuda(cudaMemset(impl.memory, 0, impl.bytes), "a step's buffers"));
+  // The caller's streams need not wait for the default one.
+  TACTIC_RETURN_IF_ERROR(FromCuda(cudaStreamSynchronize(nullptr), "a step's buffers"));
   Carver carver(impl.memory);
   impl.Carve(&carver);
   *decoder = std::move(made);

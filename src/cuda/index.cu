@@ -113,14 +113,6 @@ Status Available() {
   return Status::Ok();
 }
 
-Options OptionsFor(Mode mode) {
-  Options options = Options::For(mode);
-  options.segment_size = 2048;
-  options.cluster_size = 32;
-  if (mode == Mode::kTactic) options.bits = kSmallestBits;
-  return options;
-}
-
 Status Index::Create(const LayerShape& shape, const Options& options, int64_t max_tokens,
                      std::unique_ptr<Index>* index) {
   TACTIC_RETURN_IF_ERROR(Available());

@@ -15,14 +15,6 @@ struct Decoder::Impl {};
 
 Status Available() { return NotBuilt(); }
 
-Options OptionsFor(Mode mode) {  // as in index.cu
-  Options options = Options::For(mode);
-  options.segment_size = 2048;
-  options.cluster_size = 32;
-  if (mode == Mode::kTactic) options.bits = 2;
-  return options;
-}
-
 Index::Index() = default;
 Index::~Index() = default;
 Status Index::Create(const LayerShape&, const Options&, int64_t, std::unique_ptr<Index>*) {
