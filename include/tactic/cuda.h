@@ -97,7 +97,8 @@ class Index {
   std::unique_ptr<Impl> impl_;
 };
 
-// What a decode step is to do, besides the layer's shape and options. All pointers are the device's.
+// What a decode step is to do, besides the layer's shape and options. All pointers are the
+// device's.
 struct DecodeRequest {
   int batch = 0;
   const void* q = nullptr;  // [batch][q_heads][head_dim], at a multiple of 16 bytes
@@ -105,14 +106,19 @@ struct DecodeRequest {
   void* out = nullptr;  // [batch][q_heads][head_dim]
   Element out_type = Element::kBF16;
   KvCache cache;
-  const int32_t* lengths = nullptr;  // [batch]: visible positions of each sequence, the new one's too
+  const int32_t* lengths =
+      nullptr;  // [batch]: visible positions of each sequence, the new one's too
   // [batch]: Index::device_view() of each sequence; a null entry, or no array, is read densely.
   const void* const* indexes = nullptr;
   float scale = 1;    // logits are q . k * scale
   float softcap = 0;  // > 0: logits become softcap * tanh(logit / softcap)
   // The lengths that this launch (and every replay of a graph it is captured in) may see are at
-  // most this. Below Options::dense_below one kernel does the step.
+  // most this. Below `dense_below` one kernel does the step.
   int64_t max_length = 0;
+  // Sequences with fewer visible positions are read densely, each by itself. -1:
+  // Options::dense_below, or more, where a selection was measured to be no faster for a batch and a
+  // shape like this.
+  int64_t dense_below = -1;
 };
 
 // What one query head did in the last step; [batch][q_head] in device memory.

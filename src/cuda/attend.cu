@@ -1,9 +1,10 @@
 // Stages attend and combine: softmax over the rows that were chosen, or over all of them.
 //
 // The logits of chosen rows are known, so only values are read. A unit that is read densely takes
-// the other path here: keys and values of all rows. Units differ by orders of magnitude in what they
-// read: so all tiles of all units are one sequence, of which every block has an even share. It leaves
-// a softmax state for each unit in it; the block of a unit that ends last merges them, in order.
+// the other path here: keys and values of all rows. Units differ by orders of magnitude in what
+// they read: so all tiles of all units are one sequence, of which every block has an even share. It
+// leaves a softmax state for each unit in it; the block of a unit that ends last merges them, in
+// order.
 #include <algorithm>
 
 #include "src/cuda/heads.cuh"
@@ -50,8 +51,10 @@ __device__ __forceinline__ RowPlace FindRow(const Step& step, const Unit& unit, 
   int high = list.spans;  // before[low] <= i < before[high]
   while (high - low > 1) {
     const int middle = (low + high) / 2;
-    if (list.before[middle] <= i) low = middle;
-    else high = middle;
+    if (list.before[middle] <= i)
+      low = middle;
+    else
+      high = middle;
   }
   const int64_t at =
       (int64_t{unit.number} * step.spans + low) * step.span_keys + (i - list.before[low]);
@@ -99,8 +102,8 @@ __device__ void AttendChosen(const Step& step, const Unit& unit, const RowList& 
 #pragma unroll
     for (int k = 0; k < 4; k += 2) {
       const int64_t at = __shfl_sync(kAllLanes, place.at, r + k / 2 * 8);
-      const float* logits = at >= 0 ? step.logits + at * step.group
-                                    : step.forced_logits + ~at * step.group;
+      const float* logits =
+          at >= 0 ? step.logits + at * step.group : step.forced_logits + ~at * step.group;
       const bool there = tile * kTileRows + r + k / 2 * 8 < list.total;
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n) {
@@ -128,24 +131,38 @@ __device__ void AttendAll(const Step& step, const Unit& unit, int begin, int end
   if (tile >= end) return;
   QueryTile<kDim, kHeadTiles> q;
   LoadQuery<Row::kIsBF16>(step, unit, q);
-  const auto position = [&](int of, int i) { return min(of * kTileRows + i, unit.tokens - 1); };
+  // A tile lies in one page, unless pages are smaller: then every row is looked up.
+  const bool together = step.cache.block_table == nullptr || step.cache.page_mask >= kTileRows - 1;
+  const auto stride = static_cast<int>(step.cache.row_stride);
+  const auto offset = [&](int64_t first, int of, int i) {
+    const int row = min(i, unit.tokens - 1 - of * kTileRows);
+    return together ? first + row * stride
+                    : step.cache.Offset(unit.sequence, of * kTileRows + row, unit.head);
+  };
+  const auto first_of = [&](int of) {
+    return step.cache.Offset(unit.sequence, of * kTileRows, unit.head);
+  };
+  const auto* all_keys = static_cast<const uint8_t*>(step.cache.keys);
+  const auto* all_values = static_cast<const uint8_t*>(step.cache.values);
   KeyTile<Row, kDim> keys;
   ValueTile<Row, kDim> values;
-  const auto load_keys = [&](int of) {
-    keys.Load(KeyRow<Row>(step, unit, position(of, r)), KeyRow<Row>(step, unit, position(of, r + 8)),
-              lane);
+  const auto load_keys = [&](int64_t first, int of) {
+    keys.Load(all_keys + offset(first, of, r) * Row::kBytes,
+              all_keys + offset(first, of, r + 8) * Row::kBytes, lane);
   };
-  if (kAhead) load_keys(tile);
+  int64_t first = first_of(tile);
+  if (kAhead) load_keys(first, tile);
   for (; tile < end; tile += kBlockWarps) {
-    if (!kAhead) load_keys(tile);
+    if (!kAhead) load_keys(first, tile);
     const uint8_t* rows[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      rows[i] = ValueRow<Row>(step, unit, position(tile, 2 * t + i % 2 + i / 2 * 8));
+      rows[i] = all_values + offset(first, tile, 2 * t + i % 2 + i / 2 * 8) * Row::kBytes;
     values.Load(rows, lane);
+    if (tile + kBlockWarps < end) first = first_of(tile + kBlockWarps);
     float s[kHeadTiles][4];
     keys.Score(q, s);
-    if (kAhead && tile + kBlockWarps < end) load_keys(tile + kBlockWarps);
+    if (kAhead && tile + kBlockWarps < end) load_keys(first, tile + kBlockWarps);
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
@@ -220,8 +237,8 @@ __device__ void AddTail(const Step& step, const Unit& unit, int begin, int end,
 }
 
 // Merges `count` states, which are `stride` floats apart, of every head of the group; done(g, x,
-// sum, max, weights, weights of rows) gets element x of the sums. kGlobal: they are other blocks', in
-// device memory. `factors`: group * count floats of shared memory. All threads of the block.
+// sum, max, weights, weights of rows) gets element x of the sums. kGlobal: they are other blocks',
+// in device memory. `factors`: group * count floats of shared memory. All threads of the block.
 template <int kDim, bool kGlobal, class Done>
 __device__ void MergeStates(const float* states, int count, int64_t stride, int group,
                             float* factors, MergedHead* merged, const Done& done) {
@@ -355,8 +372,10 @@ __global__ void __launch_bounds__(kBlockThreads, kDim > 128 || kHeadTiles > 1 ? 
   int number = 0;
   for (int low = 0, high = units; high - low > 1;) {
     const int middle = (low + high) / 2;
-    if (before[middle] <= at) low = middle;
-    else high = middle;
+    if (before[middle] <= at)
+      low = middle;
+    else
+      high = middle;
     number = low;
   }
   for (; at < stop; ++number) {
@@ -374,7 +393,7 @@ __global__ void __launch_bounds__(kBlockThreads, kDim > 128 || kHeadTiles > 1 ? 
     state.Clear();
     int rows = unit.tokens;
     if (kDense || dense) {
-      AttendAll<Row, kDim, kHeadTiles, kDense>(step, unit, begin, end, state);
+      AttendAll < Row, kDim, kHeadTiles, kDense&& kDim<128>(step, unit, begin, end, state);
       state.EndRows(max_rows, sum_rows);
     } else {
       auto* const list_room = reinterpret_cast<int*>(states_here);

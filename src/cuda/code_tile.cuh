@@ -1,5 +1,5 @@
-// Codes of 16 keys as operands of tensor cores (m16n8k32, unsigned levels times signed query bytes):
-// products are integers, exactly those of the CPU.
+// Codes of 16 keys as operands of tensor cores (m16n8k32, unsigned levels times signed query
+// bytes): products are integers, exactly those of the CPU.
 //
 // A code row (codes.h) has four bytes of each of 16 keys, and each byte belongs to one element of
 // several quads. Permutations of bytes turn two to four bits into levels, four elements at a time,
@@ -70,8 +70,7 @@ struct CodeTile {
         levels[i][m] = read ? Load4(at + i * kHigh + row * kCodeRow) : 0;
         if constexpr (kSigns) {
           // A row of signs serves two of magnitudes: the second has the upper half of each byte.
-          const uint32_t both =
-              read ? Load4(at + i * kHigh + (kRows + row / 2) * kCodeRow) : 0;
+          const uint32_t both = read ? Load4(at + i * kHigh + (kRows + row / 2) * kCodeRow) : 0;
           signs[i][m] = both >> row % 2 * 4;
         }
       }
@@ -87,9 +86,8 @@ struct CodeTile {
     } else {
       uint32_t even = word & 0x33333333u;
       uint32_t odd = word >> 2 & 0x33333333u;
-      uint32_t table[2] = {BytesOf(127 - kBook.level[1], 127 - kBook.level[0], kBook.level[0],
-                                   kBook.level[1]),
-                           0};
+      uint32_t table[2] = {
+          BytesOf(127 - kBook.level[1], 127 - kBook.level[0], kBook.level[0], kBook.level[1]), 0};
       if constexpr (kBits == 3) {
         constexpr uint32_t kPositive =
             BytesOf(kBook.level[0], kBook.level[1], kBook.level[2], kBook.level[3]);
@@ -108,8 +106,8 @@ struct CodeTile {
   }
 
   // Four codes of 4 bits. A selector whose top bit is set gives the sign of the byte it selects,
-  // which is 0 for every level: so each half of the codes has a table of its own, and what they give
-  // is joined.
+  // which is 0 for every level: so each half of the codes has a table of its own, and what they
+  // give is joined.
   static __device__ __forceinline__ uint32_t OpenHalf(uint32_t codes) {
     constexpr CodeBook kBook = kCodeBooks[4];
     constexpr uint32_t kHigh0 =

@@ -5,8 +5,10 @@
 #include <string>
 #include <vector>
 
+#include "src/cuda/carver.h"
 #include "src/cuda/check.h"
 #include "src/cuda/code_tile.cuh"
+#include "src/cuda/crossover.h"
 #include "src/cuda/decoder_access.h"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
@@ -18,7 +20,7 @@ namespace {
 // Blocks that a stage's grid should have for each multiprocessor.
 constexpr int kRankBlocks = 1;
 constexpr int kSelectBlocks = 32;  // at most: they come and go
-constexpr int kAttendBlocks = 2;  // as many as fit
+constexpr int kAttendBlocks = 2;   // as many as fit
 
 template <class T>
 Status Bad(const char* name, const T& value, const char* expected) {
@@ -27,23 +29,6 @@ Status Bad(const char* name, const T& value, const char* expected) {
 }
 
 int PartsFor(int units, int blocks) { return std::max(1, (blocks + units / 2) / units); }
-
-// Hands out consecutive pieces of one allocation; with a null base it only counts.
-class Carver {
- public:
-  explicit Carver(uint8_t* base) : base_(base) {}
-  template <class T>
-  void Take(T** out, size_t count) {
-    constexpr size_t kAlign = 256;
-    if (base_ != nullptr) *out = reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * sizeof(T) + kAlign - 1) / kAlign * kAlign;
-  }
-  size_t used() const { return used_; }
-
- private:
-  uint8_t* base_;
-  size_t used_ = 0;
-};
 
 }  // namespace
 
@@ -151,7 +136,6 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   s.recent = options.recent;
   s.segment_size = options.segment_size;
   s.slots = options.segment_size / options.cluster_size;
-  s.dense_below = std::max(options.dense_below, kTileRows);
   s.skip_share = static_cast<float>(options.skip_share);
   s.skip_token = static_cast<float>(options.skip_token);
   s.unread_margin = static_cast<float>(options.unread_margin);
@@ -165,9 +149,9 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   s.far_window = static_cast<float>(options.far_window);
   s.window_share = static_cast<float>(options.window_share);
   s.level_stride = (s.group + 1) / 2 * 2;
-  // Selections crowd: what a query looks for fills some spans and leaves most of the others empty. With
-  // spans of 256 clusters mode paper took 454 us instead of 216, mode tactic 360 instead of 245 (8
-  // sequences of 32K tokens, 32 query and 8 KV heads, H100).
+  // Selections crowd: what a query looks for fills some spans and leaves most of the others empty.
+  // With spans of 256 clusters mode paper took 454 us instead of 216, mode tactic 360 instead of
+  // 245 (8 sequences of 32K tokens, 32 query and 8 KV heads, H100).
   constexpr int kSpanSlots = 64;
   s.span_segments = std::max(1, kSpanSlots / s.slots);
   s.span_slots = s.span_segments * s.slots;
@@ -216,8 +200,7 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   // One more than that: in mode tactic it is for the queries (rank.cu).
   step.rank_parts = PartsFor(units, kRankBlocks * impl.multiprocessors) + 1;
   step.attend_blocks = kAttendBlocks * impl.multiprocessors;
-  const auto spans =
-      static_cast<int>((request.max_length + step.span_keys - 1) / step.span_keys);
+  const auto spans = static_cast<int>((request.max_length + step.span_keys - 1) / step.span_keys);
   step.parts = std::min(spans, PartsFor(units, kSelectBlocks * impl.multiprocessors));
   step.q = request.q;
   step.q_type = request.q_type;
@@ -230,6 +213,15 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   step.lengths = request.lengths;
   step.indexes = reinterpret_cast<const DeviceIndex* const*>(request.indexes);
   const Element type = request.cache.type;
+  if (request.dense_below < -1) return Bad("dense_below", request.dense_below, "-1 or more");
+  const int64_t dense_below =
+      request.dense_below >= 0
+          ? request.dense_below
+          : std::max(impl.options.dense_below,
+                     DenseBelow(impl.options.mode, impl.shape.head_dim, units));
+  // The anchor's tile takes so many rows.
+  step.dense_below =
+      static_cast<int>(std::clamp<int64_t>(dense_below, kTileRows, impl.max_tokens + 1));
   if (step.indexes == nullptr || request.max_length < step.dense_below) step.mode = Mode::kDense;
   impl.last = step;
   if (step.mode == Mode::kPaper) {
@@ -270,18 +262,17 @@ Status Decoder::SelectedRows(int sequence, int kv_head, std::vector<int32_t>* ro
     return Status::Ok();
   }
   rows->resize(listed[0]);
-  TACTIC_RETURN_IF_ERROR(copy(rows->data(), s.forced_rows + unit * s.forced_room,
-                              rows->size() * sizeof(int32_t)));
+  TACTIC_RETURN_IF_ERROR(
+      copy(rows->data(), s.forced_rows + unit * s.forced_room, rows->size() * sizeof(int32_t)));
   std::vector<int32_t> counts(listed[1]);
   TACTIC_RETURN_IF_ERROR(
       copy(counts.data(), s.counts + unit * s.spans, counts.size() * sizeof(int32_t)));
   for (size_t j = 0; j < counts.size(); ++j) {
     const size_t before = rows->size();
     rows->resize(before + counts[j]);
-    TACTIC_RETURN_IF_ERROR(
-        copy(rows->data() + before,
-             s.rows + (unit * s.spans + static_cast<int64_t>(j)) * s.span_keys,
-             counts[j] * sizeof(int32_t)));
+    TACTIC_RETURN_IF_ERROR(copy(rows->data() + before,
+                                s.rows + (unit * s.spans + static_cast<int64_t>(j)) * s.span_keys,
+                                counts[j] * sizeof(int32_t)));
   }
   std::sort(rows->begin(), rows->end());
   return Status::Ok();

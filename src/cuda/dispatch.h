@@ -10,22 +10,28 @@
 
 namespace tactic::cuda {
 
+// f.operator()<head_dim>(), which returns a Status.
+template <class F>
+Status DispatchDim(int head_dim, const F& f) {
+  switch (head_dim) {
+    case 64:
+      return f.template operator()<64>();
+    case 96:
+      return f.template operator()<96>();
+    case 128:
+      return f.template operator()<128>();
+    case 256:
+      return f.template operator()<256>();
+    default:
+      return Status::Internal("there is no kernel for head_dim " + std::to_string(head_dim));
+  }
+}
+
 // f.operator()<Row, head_dim>(), which returns a Status. Row: RowBF16, RowF16 or RowE4M3.
 template <class F>
 Status DispatchRows(Element type, int head_dim, const F& f) {
-  const auto by_dim = [&]<class Row>() -> Status {
-    switch (head_dim) {
-      case 64:
-        return f.template operator()<Row, 64>();
-      case 96:
-        return f.template operator()<Row, 96>();
-      case 128:
-        return f.template operator()<Row, 128>();
-      case 256:
-        return f.template operator()<Row, 256>();
-      default:
-        return Status::Internal("there is no kernel for head_dim " + std::to_string(head_dim));
-    }
+  const auto by_dim = [&]<class Row>() {
+    return DispatchDim(head_dim, [&]<int kDim>() { return f.template operator()<Row, kDim>(); });
   };
   switch (type) {
     case Element::kBF16:

@@ -1,5 +1,5 @@
-// How far down a query head's keys are read in mode tactic: threshold.h and oracle_tactic.h, on bins
-// of levels. One warp for a head; all of a unit's in the block that ends a stage last.
+// How far down a query head's keys are read in mode tactic: threshold.h and oracle_tactic.h, on
+// bins of levels. One warp for a head; all of a unit's in the block that ends a stage last.
 #ifndef TACTIC_SRC_CUDA_HEADS_CUH_
 #define TACTIC_SRC_CUDA_HEADS_CUH_
 
@@ -25,8 +25,8 @@ __device__ __forceinline__ float KeyMass(int bin, int count) {
 __device__ __forceinline__ void PlanHead(const Step& step, const uint32_t* bins,
                                          const BinSums<float>& chunks, HeadMass& m) {
   m.high = m.low;
-  const float unread = step.unread_margin * fmaxf(0.0f, m.total - m.estimated) +
-                       step.skipped_margin * m.skipped;
+  const float unread =
+      step.unread_margin * fmaxf(0.0f, m.total - m.estimated) + step.skipped_margin * m.skipped;
   const float p = step.target;
   if (m.exact >= p * (m.exact + unread) || m.low == 0) return;
   // What was kept of what the codes promised. Keys are selected for being estimated high, so they

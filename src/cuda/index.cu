@@ -6,6 +6,7 @@
 #include <string>
 
 #include "src/cuda/build.h"
+#include "src/cuda/carver.h"
 #include "src/cuda/check.h"
 #include "src/cuda/index_access.h"
 #include "src/cuda/launch.cuh"
@@ -15,23 +16,6 @@ namespace tactic::cuda {
 namespace {
 
 constexpr int64_t kMostTokens = int64_t{1} << 26;  // as Decoder::Create
-
-// Hands out consecutive pieces of one allocation; with a null base it only counts.
-class Carver {
- public:
-  explicit Carver(uint8_t* base) : base_(base) {}
-  template <class T>
-  void Take(T** out, size_t count) {
-    constexpr size_t kAlign = 256;
-    if (base_ != nullptr) *out = reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * sizeof(T) + kAlign - 1) / kAlign * kAlign;
-  }
-  size_t used() const { return used_; }
-
- private:
-  uint8_t* base_;
-  size_t used_ = 0;
-};
 
 BuildBook BookOf(int bits) {
   BuildBook book = {};

@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "src/cuda/dispatch.h"
 #include "src/cuda/step.cuh"
 #include "src/cuda/tile.cuh"
 #include "tactic/status.h"
@@ -24,7 +25,8 @@ inline dim3 UnitGrid(const Step& step, int parts) {
   return dim3(parts, step.batch * step.kv_heads);
 }
 
-// Blocks of kBlockThreads threads, with `shared` bytes of dynamic memory. They may begin while the kernel before it ends (WaitForPrevious).
+// Blocks of kBlockThreads threads, with `shared` bytes of dynamic memory. They may begin while the
+// kernel before it ends (WaitForPrevious).
 inline Status Launch(void (*kernel)(Step), const Step& step, dim3 grid, size_t shared,
                      Stream stream) {
   TACTIC_RETURN_IF_ERROR(FromCuda(
@@ -44,36 +46,27 @@ inline Status Launch(void (*kernel)(Step), const Step& step, dim3 grid, size_t s
   return FromCuda(cudaLaunchKernelEx(&config, kernel, step), "launching a kernel");
 }
 
+// Calls f.operator()<tiles of heads>() for the step's group.
+template <class F>
+Status DispatchGroup(const Step& step, const F& f) {
+  return step.group <= kTileHeads ? f.template operator()<1>() : f.template operator()<2>();
+}
+
 // Calls f.operator()<dim, tiles of heads>() for the step's shape.
 template <class F>
 Status DispatchShape(const Step& step, const F& f) {
-  const bool one = step.group <= kTileHeads;
-  switch (step.head_dim) {
-    case 64:
-      return one ? f.template operator()<64, 1>() : f.template operator()<64, 2>();
-    case 96:
-      return one ? f.template operator()<96, 1>() : f.template operator()<96, 2>();
-    case 128:
-      return one ? f.template operator()<128, 1>() : f.template operator()<128, 2>();
-    case 256:
-      return one ? f.template operator()<256, 1>() : f.template operator()<256, 2>();
-    default:
-      return Status::Internal("head_dim without a kernel");
-  }
+  return DispatchDim(step.head_dim, [&]<int kDim>() {
+    return DispatchGroup(
+        step, [&]<int kHeadTiles>() { return f.template operator()<kDim, kHeadTiles>(); });
+  });
 }
 
 // Calls f.operator()<Row, dim, tiles of heads>() also for the type of keys and values.
 template <class F>
 Status DispatchStep(const Step& step, Element type, const F& f) {
-  return DispatchShape(step, [&]<int kDim, int kHeadTiles>() {
-    switch (type) {
-      case Element::kBF16:
-        return f.template operator()<RowBF16, kDim, kHeadTiles>();
-      case Element::kF16:
-        return f.template operator()<RowF16, kDim, kHeadTiles>();
-      default:
-        return f.template operator()<RowE4M3, kDim, kHeadTiles>();
-    }
+  return DispatchRows(type, step.head_dim, [&]<class Row, int kDim>() {
+    return DispatchGroup(
+        step, [&]<int kHeadTiles>() { return f.template operator()<Row, kDim, kHeadTiles>(); });
   });
 }
 

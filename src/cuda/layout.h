@@ -45,13 +45,13 @@ struct DeviceIndex {
   int pages = 0;
   int unfit[64] = {};  // [kv_head]: a key or value was not finite or too large for a code
 
-  int8_t* centroids = nullptr;      // [kv_head][segment][slot][head_dim]
-  ClusterFacts* facts = nullptr;    // [kv_head][segment][slot]
-  uint16_t* starts = nullptr;       // [kv_head][segment][slots + 1]
-  uint16_t* members = nullptr;      // [kv_head][segment][S]: offsets from j S
-  uint8_t* key_scales = nullptr;    // [kv_head][segment][S]: ByteFloat
-  uint8_t* codes = nullptr;         // [kv_head][segment][S / 16][CodeBlockBytes]
-  int8_t* means = nullptr;          // [kv_head][segment][slots + 1][head_dim], of values; last: of all
+  int8_t* centroids = nullptr;    // [kv_head][segment][slot][head_dim]
+  ClusterFacts* facts = nullptr;  // [kv_head][segment][slot]
+  uint16_t* starts = nullptr;     // [kv_head][segment][slots + 1]
+  uint16_t* members = nullptr;    // [kv_head][segment][S]: offsets from j S
+  uint8_t* key_scales = nullptr;  // [kv_head][segment][S]: ByteFloat
+  uint8_t* codes = nullptr;       // [kv_head][segment][S / 16][CodeBlockBytes]
+  int8_t* means = nullptr;  // [kv_head][segment][slots + 1][head_dim], of values; last: of all
   uint16_t* mean_scales = nullptr;  // [kv_head][segment][slots + 1], f16
 };
 
@@ -61,7 +61,8 @@ inline constexpr int kMaxKvHeads = 64;
 
 // Keys and clusters are sorted by their logit relative to an anchor, a logit of the query that is
 // typical of its largest: levels of 1/512 octave from 32 octaves below it to 32 above, and bins of
-// 32 levels, 1/16 octave. What is lower is negligible; a unit that has something higher is read densely.
+// 32 levels, 1/16 octave. What is lower is negligible; a unit that has something higher is read
+// densely.
 inline constexpr float kBelowAnchor = 32;
 inline constexpr int kLevelsPerOctave = 512;
 inline constexpr int kLastLevel = 64 * kLevelsPerOctave - 1;

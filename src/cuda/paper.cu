@@ -30,10 +30,10 @@ struct PaperShared {
   int scratch[kBlockWarps];
   int clusters[kMaxSlots];
   uint16_t firsts[kMaxSlots];  // their first members
-  int begins[kMaxSlots + 1];  // of their rows in the list
+  int begins[kMaxSlots + 1];   // of their rows in the list
   uint8_t wanted[kMaxSlots];
   uint16_t bins[kMaxSlots][kMaxGroup];  // of the span's clusters
-  float sums[kMaxSlots][kMaxGroup];  // mass of a listed cluster
+  float sums[kMaxSlots][kMaxGroup];     // mass of a listed cluster
   float by_warp[kBlockWarps][kMaxGroup];
   int flag;
 };
@@ -44,8 +44,8 @@ __device__ __forceinline__ bool Sampled(int cluster, int stride) {
   return (static_cast<uint32_t>(cluster) * kHash >> 16) % stride == 0;
 }
 
-// The list of rows of clusters shared.clusters[0, count): cluster << 16 | place in the span. Returns
-// their number.
+// The list of rows of clusters shared.clusters[0, count): cluster << 16 | place in the span.
+// Returns their number.
 __device__ int ListMembers(const Step& step, const Unit& unit, int span, int count,
                            PaperShared& shared, uint32_t* chosen) {
   const int thread = threadIdx.x;
@@ -98,8 +98,7 @@ __device__ __forceinline__ bool ReadBinsOfCluster(const Step& step, const Unit& 
 
 // The mean of y over a window, from all parts; where nothing was sampled, what the bin says.
 __device__ float WindowMean(const Step& step, const Unit& unit, int g, int w, int bin) {
-  const WindowSum* of =
-      step.windows + (int64_t{unit.number} * step.parts * step.group + g) * 2 + w;
+  const WindowSum* of = step.windows + (int64_t{unit.number} * step.parts * step.group + g) * 2 + w;
   const StridedSum sums(&of->sum, step.parts, step.group * 4);
   const StridedSum counts(&of->count, step.parts, step.group * 4);
   const float sum = sums.Get();
@@ -168,9 +167,8 @@ __device__ void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bin
         high = low + width * (step_of + 1);
         low = low + width * step_of;
       }
-      const auto place =
-          FindBin<int>(bins, BinSums<int>{chunks.rows, chunks.rows}, static_cast<int>(high),
-                       [](int, int count) { return count; });
+      const auto place = FindBin<int>(bins, BinSums<int>{chunks.rows, chunks.rows},
+                                      static_cast<int>(high), [](int, int count) { return count; });
       ranks.cut_bin = max(0, place.bin);
       ranks.own_rows = place.rows;
     }
@@ -280,7 +278,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     to[1] = windows[1];
   }
   if (!EndsLast(step, unit, gridDim.x, &shared.flag)) return;
-  for (int g = warp; g < step.group; g += kBlockWarps) FindCut(step, unit, g, chosen + warp * kBins);
+  for (int g = warp; g < step.group; g += kBlockWarps)
+    FindCut(step, unit, g, chosen + warp * kBins);
 }
 
 template <class Row, int kDim, int kHeadTiles>
@@ -390,16 +389,16 @@ Status LaunchSample(const Step& step, Element type, Stream stream) {
       std::max<size_t>(step.span_keys, size_t{2} * PlanningWarps(step.group) * kBins) *
       sizeof(uint32_t);
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    return Launch(SampleKernel<Row, kDim, kHeadTiles>, step, UnitGrid(step, step.parts),
-                  shared, stream);
+    return Launch(SampleKernel<Row, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,
+                  stream);
   });
 }
 
 Status LaunchCut(const Step& step, Element type, Stream stream) {
   const size_t shared = static_cast<size_t>(step.span_keys) * sizeof(uint32_t);
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    return Launch(CutKernel<Row, kDim, kHeadTiles>, step, UnitGrid(step, step.parts),
-                  shared, stream);
+    return Launch(CutKernel<Row, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,
+                  stream);
   });
 }
 

@@ -14,7 +14,7 @@ namespace tactic::cuda {
 namespace {
 
 constexpr int kAnchorSinks = 4;
-constexpr float kLargestHalf = 20;  // of v / 2, in nats, as in oracle_tactic.h
+constexpr float kLargestHalf = 20;   // of v / 2, in nats, as in oracle_tactic.h
 constexpr float kSureBound = 60000;  // octaves: an f16 that exceeds every threshold
 
 struct RankShared {
@@ -48,8 +48,9 @@ __device__ __forceinline__ void LargestOfTile(const float (&s)[kHeadTiles][4], f
   }
 }
 
-// Every warp looks at a tile: the first at the first rows and the newest, the others at clusters from
-// all over the sequence, for queries that look for neither. All threads; needs a barrier after it.
+// Every warp looks at a tile: the first at the first rows and the newest, the others at clusters
+// from all over the sequence, for queries that look for neither. All threads; needs a barrier after
+// it.
 template <class Row, int kDim, int kHeadTiles>
 __device__ void FindAnchors(const Step& step, const Unit& unit,
                             const QueryTile<kDim, kHeadTiles>& q,
@@ -179,13 +180,12 @@ struct ClusterTile {
       begin[i] = __ldg(start);
       end[i] = number[i] < count ? __ldg(start + 1) : begin[i];
       const ClusterFacts* facts = unit.facts + at;
-      longest_and_scale[i] =
-          __ldg(reinterpret_cast<const uint32_t*>(&facts->longest));
+      longest_and_scale[i] = __ldg(reinterpret_cast<const uint32_t*>(&facts->longest));
       if constexpr (!kPaper) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          spreads[i][half] = __ldg(reinterpret_cast<const uint16_t*>(
-              facts->spreads + 2 * (lane & 3) + 8 * half));
+          spreads[i][half] =
+              __ldg(reinterpret_cast<const uint16_t*>(facts->spreads + 2 * (lane & 3) + 8 * half));
         }
       }
     }
@@ -230,9 +230,8 @@ __device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float so
 // Scores, bounds and bins of the clusters that fall to this warp, and the sum of their floors.
 // `clusters`: the first tile, loaded.
 template <int kDim, int kHeadTiles, bool kPaper>
-__device__ void RankClusters(const Step& step, const Unit& unit, const RankShared& shared,
-                             int tile, int tiles_apart, int count,
-                             ClusterTile<kDim, kPaper>& clusters,
+__device__ void RankClusters(const Step& step, const Unit& unit, const RankShared& shared, int tile,
+                             int tiles_apart, int count, ClusterTile<kDim, kPaper>& clusters,
                              const QueryTile<kDim, kHeadTiles>& q, uint32_t* bins,
                              float (&floors)[kHeadTiles][2]) {
   const int lane = threadIdx.x & 31;
@@ -364,8 +363,8 @@ __device__ void RotateQueries(const Step& step, const Unit& unit, RankShared& sh
     for (int j = 0; j < 4; ++j) {
       const int x = CodeElement(step.bits, row, group, j);
       if (head < step.group && x < step.head_dim)
-        word |= static_cast<uint32_t>(static_cast<uint8_t>(
-                    static_cast<int8_t>(shared.rotated[head][x])))
+        word |= static_cast<uint32_t>(
+                    static_cast<uint8_t>(static_cast<int8_t>(shared.rotated[head][x])))
                 << 8 * j;
     }
     to[i] = word;
@@ -526,8 +525,9 @@ Status LaunchRank(const Step& step, Element type, Stream stream) {
   const bool paper = step.mode == Mode::kPaper;
   const size_t shared = static_cast<size_t>(step.group) * (paper ? kBins : kMassBins) * 4;
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    if (paper) return Launch(RankKernel<Row, kDim, kHeadTiles, true>, step, UnitGrid(step, step.rank_parts),
-                  shared, stream);
+    if (paper)
+      return Launch(RankKernel<Row, kDim, kHeadTiles, true>, step, UnitGrid(step, step.rank_parts),
+                    shared, stream);
     return Launch(RankKernel<Row, kDim, kHeadTiles, false>, step, UnitGrid(step, step.rank_parts),
                   shared, stream);
   });

@@ -54,8 +54,8 @@ struct LaneHeads {
   }
 };
 
-// Which of the span's clusters are kept: thread c decides on cluster c. Leaves the mass of the others
-// of every segment.
+// Which of the span's clusters are kept: thread c decides on cluster c. Leaves the mass of the
+// others of every segment.
 template <int kHeadTiles>
 __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, bool there,
                                ScanShared& shared) {
@@ -86,8 +86,8 @@ __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, boo
   }
   __syncthreads();
   const int each = step.slots / width;
-  float* to =
-      step.skipped + (int64_t{unit.number} * step.segments + span * step.span_segments) * step.group;
+  float* to = step.skipped +
+              (int64_t{unit.number} * step.segments + span * step.span_segments) * step.group;
   for (int i = thread; i < step.span_segments * step.group; i += kBlockThreads) {
     float sum = 0;
     for (int w = 0; w < each; ++w) sum += shared.sums[i / step.group * each + w][i % step.group];
@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     const int clusters = unit.SpanClusters(span, step.slots, step.span_slots);
     const int64_t base = int64_t{unit.number} * step.spans + span;
     const float* from = step.scores + base * step.span_slots * step.group;
-    for (int i = thread; i < clusters * step.group; i += kBlockThreads) scores[i] = __ldcg(from + i);
+    for (int i = thread; i < clusters * step.group; i += kBlockThreads)
+      scores[i] = __ldcg(from + i);
     Members members = {};
     if (thread < clusters) members = MembersOf(step, unit, span, thread);
     shared.begins[thread] = static_cast<uint16_t>(members.begin);
@@ -159,9 +160,9 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
         for (int k = 0; k < 2; ++k) {
           const int key = block * kCodeBlock + r + 8 * k;
           there[k] = i + a < count && key >= shared.begins[cluster] && key < shared.ends[cluster];
-          scale[a][k] = there[k] ? __uint_as_float(uint32_t{__ldg(scales + key)} << 20) *
-                                       kByteFloatUnit
-                                 : -1.0f;
+          scale[a][k] = there[k]
+                            ? __uint_as_float(uint32_t{__ldg(scales + key)} << 20) * kByteFloatUnit
+                            : -1.0f;
         }
         tile[a].Load(codes + int64_t{block} * kBlock, lane, there);
       }
@@ -208,13 +209,17 @@ Status LaunchScan(const Step& step, int bits, Stream stream) {
   const size_t words = static_cast<size_t>(step.group) * kBins + step.span_keys / kCodeBlock +
                        kMaxSlots + static_cast<size_t>(kMaxSlots) * step.group;
   // At its end the block wants room to plan in.
-  const size_t shared = std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);
+  const size_t shared =
+      std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);
   return DispatchShape(step, [&]<int kDim, int kHeadTiles>() {
     if (bits == 2)
-      return Launch(ScanKernel<2, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared, stream);
+      return Launch(ScanKernel<2, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,
+                    stream);
     if (bits == 3)
-      return Launch(ScanKernel<3, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared, stream);
-    return Launch(ScanKernel<4, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared, stream);
+      return Launch(ScanKernel<3, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,
+                    stream);
+    return Launch(ScanKernel<4, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,
+                  stream);
   });
 }
 

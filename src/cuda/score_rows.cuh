@@ -11,8 +11,7 @@ namespace tactic::cuda {
 template <class Row, int kDim, int kHeadTiles, class Position, class Found>
 __device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
                                           const QueryTile<kDim, kHeadTiles>& q, int count,
-                                          float* to, const Position& position,
-                                          const Found& found) {
+                                          float* to, const Position& position, const Found& found) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
   const int t = lane & 3;

@@ -1,11 +1,11 @@
 // A decode step as its kernels see it: the request, and buffers in device memory.
 //
 // A *unit* is one KV head of one sequence, number sequence * kv_heads + head; a *span* is one
-// of its segments, or some where they are small: at most a cluster for each thread of a block. Every stage but
-// the last is a grid of blocks for each unit, its *parts*, which share the unit's spans: block p takes
-// p, p + parts, and so on. What the next stage has to know (thresholds) is found by the block of a unit that ends
-// last, from integer counts and from sums that are stored part by part and added in order, so a step
-// gives the same bits every time.
+// of its segments, or some where they are small: at most a cluster for each thread of a block.
+// Every stage but the last is a grid of blocks for each unit, its *parts*, which share the unit's
+// spans: block p takes p, p + parts, and so on. What the next stage has to know (thresholds) is
+// found by the block of a unit that ends last, from integer counts and from sums that are stored
+// part by part and added in order, so a step gives the same bits every time.
 #ifndef TACTIC_SRC_CUDA_STEP_H_
 #define TACTIC_SRC_CUDA_STEP_H_
 
@@ -19,8 +19,8 @@ namespace tactic::cuda {
 
 // What of a query the scan of codes needs beside its bytes.
 struct ScanQuery {
-  float unit;  // rotated and scaled query = unit * bytes
-  float norm;  // |q * scale|^2
+  float unit;   // rotated and scaled query = unit * bytes
+  float norm;   // |q * scale|^2
   int32_t sum;  // of the bytes
 };
 
@@ -66,15 +66,15 @@ struct WindowSum {  // of exp2(logit - anchor) over sampled members of a window
 struct Unit {
   int32_t number;
   int32_t sequence;
-  int32_t head;        // KV head
-  int32_t tokens;      // visible
-  int32_t segments;    // to be looked at: closed ones and, last, the open one when it has pages
-  int32_t closed;      // of them
-  int32_t pages;       // of the open one
-  int32_t coded_end;   // positions below are in clusters, but for the sinks
-  int32_t forced;      // rows that are read whatever the query
-  int32_t spans;       // to be looked at
-  int32_t readable;    // 0: everything is to be read
+  int32_t head;       // KV head
+  int32_t tokens;     // visible
+  int32_t segments;   // to be looked at: closed ones and, last, the open one when it has pages
+  int32_t closed;     // of them
+  int32_t pages;      // of the open one
+  int32_t coded_end;  // positions below are in clusters, but for the sinks
+  int32_t forced;     // rows that are read whatever the query
+  int32_t spans;      // to be looked at
+  int32_t readable;   // 0: everything is to be read
   // The index's arrays, from the KV head's first segment on.
   const int8_t* centroids;
   const ClusterFacts* facts;
@@ -110,10 +110,10 @@ struct Step {
   void* out;
   Element out_type;
   CacheView cache;
-  float key_unit;    // logits in octaves = products of stored numbers * key_unit
-  float value_unit;  // values = stored numbers * value_unit
-  float scale;       // of the request, times log2(e)
-  float softcap;     // in octaves; 0: none
+  float key_unit;     // logits in octaves = products of stored numbers * key_unit
+  float value_unit;   // values = stored numbers * value_unit
+  float scale;        // of the request, times log2(e)
+  float softcap;      // in octaves; 0: none
   uint32_t signs[8];  // of the rotation (codes.h): bit x % 32 of word x / 32 flips element x
   const int32_t* lengths;
   const DeviceIndex* const* indexes;  // or null: everything is read
@@ -135,48 +135,48 @@ struct Step {
   float head_share, near_window, far_window, window_share;
 
   // --- buffers; [unit] first, then as said ---
-  int segments;        // room for; whole spans
-  int spans;           // room for
-  int span_segments;   // of a span
+  int segments;       // room for; whole spans
+  int spans;          // room for
+  int span_segments;  // of a span
   int span_slots;
-  int span_keys;       // positions of a span
-  int level_stride;    // the group, rounded up to an even number: levels are read in pairs
-  int forced_room;     // rows
-  uint32_t* anchors;   // [group]: float bits
-  uint8_t* dense;      // 1: the unit is read densely
+  int span_keys;      // positions of a span
+  int level_stride;   // the group, rounded up to an even number: levels are read in pairs
+  int forced_room;    // rows
+  uint32_t* anchors;  // [group]: float bits
+  uint8_t* dense;     // 1: the unit is read densely
   Unit* units;
-  float* scores;       // [segment * slots][group]: logits of centroids, in octaves
-  uint32_t* bounds;    // [segment * slots][group]: two f16, estimated mass and largest token, both in
-                       // octaves over the anchor
+  float* scores;     // [segment * slots][group]: logits of centroids, in octaves
+  uint32_t* bounds;  // [segment * slots][group]: two f16, estimated mass and largest token, both in
+                     // octaves over the anchor
   uint32_t* cluster_bins;  // [group][kBins]: mode paper: tokens by their cluster's logit; mode
                            // tactic: clusters by estimated mass, the first kMassBins only
   float* part_forced;      // [rank part][group]: mass of forced rows, relative to the anchor
   float* part_floors;      // [rank part][group]: of clusters, at least
   uint32_t* finished;      // parts of the stage that have ended
   // Forced rows, then for every span the rows chosen of it.
-  int32_t* forced_rows;   // [forced_room]: positions
-  float* forced_logits;   // [forced_room][group]
-  int32_t* rows;          // [span * span_keys]
-  uint16_t* tags;         // likewise: place among the span's members (tactic); cluster (paper)
-  float* logits;          // [span * span_keys][group]
-  int32_t* counts;        // [span]
-  int32_t* tiles;         // of 16 rows, or of means, that attend has to do
+  int32_t* forced_rows;  // [forced_room]: positions
+  float* forced_logits;  // [forced_room][group]
+  int32_t* rows;         // [span * span_keys]
+  uint16_t* tags;        // likewise: place among the span's members (tactic); cluster (paper)
+  float* logits;         // [span * span_keys][group]
+  int32_t* counts;       // [span]
+  int32_t* tiles;        // of 16 rows, or of means, that attend has to do
   // Mode tactic.
-  ScanQuery* queries;     // [group]
-  uint32_t* rotated;      // [tile of 8 heads][CodeQueryWords][32]: code_tile.cuh
-  Filter* filters;        // [group]
-  HeadMass* masses;       // [group]
-  uint8_t* reading;       // 1: verify has something to read
-  uint16_t* levels;       // [span * span_keys][level_stride]
-  uint8_t* kept;          // [segment * slots]
-  uint32_t* key_bins;     // [group][kBins]: keys
-  float* skipped;         // [segment][group]: mass of clusters that were skipped
-  float* unread;          // [segment * slots][group]: mass of members that are not read
-  float* exact;           // [span][group]: own mass found in the last round; mode paper: all of it
+  ScanQuery* queries;  // [group]
+  uint32_t* rotated;   // [tile of 8 heads][CodeQueryWords][32]: code_tile.cuh
+  Filter* filters;     // [group]
+  HeadMass* masses;    // [group]
+  uint8_t* reading;    // 1: verify has something to read
+  uint16_t* levels;    // [span * span_keys][level_stride]
+  uint8_t* kept;       // [segment * slots]
+  uint32_t* key_bins;  // [group][kBins]: keys
+  float* skipped;      // [segment][group]: mass of clusters that were skipped
+  float* unread;       // [segment * slots][group]: mass of members that are not read
+  float* exact;        // [span][group]: own mass found in the last round; mode paper: all of it
   // Mode paper.
-  uint64_t* bin_masses;   // [group][kBins], see paper.cu
-  PaperRanks* ranks;      // [group]
-  WindowSum* windows;     // [part][group][2]
+  uint64_t* bin_masses;  // [group][kBins], see paper.cu
+  PaperRanks* ranks;     // [group]
+  WindowSum* windows;    // [part][group][2]
   // attend
   float* states;          // [block of attend + unit][group][kStateSize], not by unit
   DeviceReport* reports;  // [group]

@@ -23,8 +23,8 @@ inline constexpr unsigned kAllLanes = 0xffffffffu;
 inline constexpr int kTileRows = 16;
 inline constexpr int kTileHeads = 8;
 inline constexpr float kE4M3Unit = 256;
-// The logit of a row that is not there, and the maximum of no rows: finite, so that differences are,
-// and so far apart that such a row has no weight.
+// The logit of a row that is not there, and the maximum of no rows: finite, so that differences
+// are, and so far apart that such a row has no weight.
 inline constexpr float kNone = -1e30f;
 inline constexpr float kNothing = -1e29f;
 
@@ -57,9 +57,7 @@ __device__ __forceinline__ uint4 Load16(const void* p) {
 }
 __device__ __forceinline__ uint2 Load8(const void* p) {
   uint2 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1},[%2];"
-               : "=r"(v.x), "=r"(v.y)
-               : "l"(p));
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1},[%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
 __device__ __forceinline__ uint32_t Load4(const void* p) {
@@ -94,8 +92,10 @@ template <class Row>
 struct Piece {
   using Raw = std::conditional_t<Row::kBytes == 2, uint4, uint2>;
   static __device__ __forceinline__ Raw Load(const void* p) {
-    if constexpr (Row::kBytes == 2) return Load16(p);
-    else return Load8(p);
+    if constexpr (Row::kBytes == 2)
+      return Load16(p);
+    else
+      return Load8(p);
   }
   static __device__ __forceinline__ uint4 Open(Raw raw) {
     if constexpr (Row::kBytes == 2) {
@@ -270,8 +270,8 @@ template <int kDim>
 inline constexpr int kStateSize = kDim + 4;
 
 // The softmax state of up to 8 kHeadTiles heads over the rows that a warp has seen. The maximum is
-// only raised when a logit exceeds it by kSlack octaves: weights stay below 2^kSlack, and most tiles
-// need no rescaling.
+// only raised when a logit exceeds it by kSlack octaves: weights stay below 2^kSlack, and most
+// tiles need no rescaling.
 template <int kDim, int kHeadTiles>
 struct SoftmaxTile {
   using Shape = ValueShape<kDim>;
@@ -294,8 +294,9 @@ struct SoftmaxTile {
   // s: logits in octaves, kNone where a row is to be left out. The values of row r are those of `v`
   // times `low`, of row r + 8 times `high`.
   template <class Row>
-  __device__ __forceinline__ void Add(const float (&s)[kHeadTiles][4], const ValueTile<Row, kDim>& v,
-                                      float low = 1, float high = 1) {
+  __device__ __forceinline__ void Add(const float (&s)[kHeadTiles][4],
+                                      const ValueTile<Row, kDim>& v, float low = 1,
+                                      float high = 1) {
     uint32_t weights[kHeadTiles][2];
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {

@@ -48,8 +48,8 @@ struct KeyLevels {
 };
 
 // Which of a cluster's members are new: bit l of word w is of its member 32 w + l. `words` has room
-// for those of cluster e of the list from place begin / 32 + e on. Returns how many; leaves the mass
-// of what is not read. One warp.
+// for those of cluster e of the list from place begin / 32 + e on. Returns how many; leaves the
+// mass of what is not read. One warp.
 template <int kHeadTiles>
 __device__ int ChooseRows(const Step& step, const VerifyShared& shared, int begin, int end,
                           const uint16_t* levels, const uint8_t* scales, uint32_t* words,
@@ -115,8 +115,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
   if (thread < step.group) {
     shared.low[thread] = __ldcg(&step.masses[heads + thread].low);
     shared.high[thread] = __ldcg(&step.masses[heads + thread].high);
-    shared.half[thread] =
-        CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e;
+    shared.half[thread] = CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e;
   }
   float anchors[kHeadTiles][2];
 #pragma unroll
@@ -149,9 +148,9 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     for (int e = warp; e < kept; e += kBlockWarps) {
       const int cluster = shared.kept[e];
       const int begin = shared.begins[cluster];
-      const int count = ChooseRows<kHeadTiles>(step, shared, begin, shared.ends[cluster], levels, scales,
-                                   words + begin / 32 + e,
-                                   step.unread + (base * step.span_slots + cluster) * step.group);
+      const int count = ChooseRows<kHeadTiles>(
+          step, shared, begin, shared.ends[cluster], levels, scales, words + begin / 32 + e,
+          step.unread + (base * step.span_slots + cluster) * step.group);
       if (lane == 0) shared.counts[e] = count;
     }
     __syncthreads();
@@ -205,7 +204,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     SumHeads(mass, step.group, shared.by_warp, step.exact + base * step.group);
     if (thread == 0) step.counts[base] = before + fresh;
   }
-  if (EndsLast(step, unit, gridDim.x, shared.flags)) PlanUnit(step, unit, step.round + 1, shared.flags, chosen);
+  if (EndsLast(step, unit, gridDim.x, shared.flags))
+    PlanUnit(step, unit, step.round + 1, shared.flags, chosen);
 }
 
 }  // namespace
@@ -215,9 +215,11 @@ Status LaunchVerify(const Step& step, Element type, int round, Stream stream) {
   of_round.round = round;
   const size_t words = step.span_keys + step.span_keys / 32 + kMaxSlots + 1;
   // At its end the block wants room to plan in.
-  const size_t shared = std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);
+  const size_t shared =
+      std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);
   return DispatchStep(of_round, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    return Launch(VerifyKernel<Row, kDim, kHeadTiles>, of_round, UnitGrid(step, step.parts), shared, stream);
+    return Launch(VerifyKernel<Row, kDim, kHeadTiles>, of_round, UnitGrid(step, step.parts), shared,
+                  stream);
   });
 }
 

@@ -1,11 +1,12 @@
 // What needs no GPU of the CUDA backend: which shapes and options it takes, and what it says of
 // others and of machines without a device.
-#include "src/cuda/check.h"
-
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <string>
 
+#include "src/cuda/check.h"
+#include "src/cuda/crossover.h"
 #include "tactic/cuda.h"
 
 namespace tactic::cuda {
@@ -63,6 +64,21 @@ TEST(CudaCheck, NamesWhatIsWrongWithOptions) {
   EXPECT_NE(message([](Options& o) { o.target = 2; }).find("target"), std::string::npos);
 }
 
+// More sequences keep the device busy by themselves, so that selecting pays from fewer tokens on.
+TEST(CudaCrossover, FallsWithTheBatch) {
+  for (const Mode mode : {Mode::kPaper, Mode::kTactic}) {
+    for (const int dim : {64, 128}) {
+      int last = 1 << 30;
+      for (const int units : {1, 8, 24, 25, 64, 96, 97, 256, 100000}) {
+        EXPECT_LE(DenseBelow(mode, dim, units), last);
+        last = DenseBelow(mode, dim, units);
+      }
+      EXPECT_GT(last, 0);
+    }
+  }
+  EXPECT_EQ(DenseBelow(Mode::kDense, 128, 8), 0);
+}
+
 // Where there is a device, tests/cuda look after it.
 TEST(CudaCheck, SaysWhenThereIsNoDevice) {
   const Status available = Available();
@@ -74,8 +90,7 @@ TEST(CudaCheck, SaysWhenThereIsNoDevice) {
   const Options options = OptionsFor(Mode::kTactic);
   EXPECT_EQ(Decoder::Create(Shape(8, 2, 64), options, 1, 1000, &decoder).code(),
             StatusCode::kUnsupported);
-  EXPECT_EQ(Index::Create(Shape(8, 2, 64), options, 1000, &index).code(),
-            StatusCode::kUnsupported);
+  EXPECT_EQ(Index::Create(Shape(8, 2, 64), options, 1000, &index).code(), StatusCode::kUnsupported);
   EXPECT_EQ(decoder, nullptr);
   EXPECT_EQ(index, nullptr);
 }

@@ -1,4 +1,5 @@
-// Decode steps of every mode on shapes an engine may have, and on awkward ones, judged stage by stage.
+// Decode steps of every mode on shapes an engine may have, and on awkward ones, judged stage by
+// stage.
 #include <cstring>
 
 #include "tests/cuda/judge_paper.h"
@@ -14,7 +15,9 @@ struct Case {
   float softcap = 0;
 };
 
-LayerShape Shape(int kv_heads, int group, int dim) { return {kv_heads * group, kv_heads, dim, dim}; }
+LayerShape Shape(int kv_heads, int group, int dim) {
+  return {kv_heads * group, kv_heads, dim, dim};
+}
 
 Options Small(Mode mode, int segment = 512) {
   Options options = OptionsFor(mode);
@@ -32,8 +35,7 @@ std::unique_ptr<Decoder> MakeDecoder(const World& world, const Options& options)
 
 // Judges the last step for the given lengths.
 void JudgeStep(const World& world, const Options& options, const Decoder& decoder,
-               const std::vector<int>& lengths, Verdict* verdict, Tally* tally,
-               PaperTally* paper) {
+               const std::vector<int>& lengths, Verdict* verdict, Tally* tally, PaperTally* paper) {
   const Step step = DecoderAccess::LastStep(decoder);
   const std::string name = verdict->where;
   for (int s = 0; s < world.batch; ++s) {
@@ -51,8 +53,10 @@ void JudgeStep(const World& world, const Options& options, const Decoder& decode
         continue;
       }
       const HeadIndex index = ReadIndex(*world.indexes[s], h, lengths[s], options);
-      if (step.mode == Mode::kPaper) PaperJudge(unit, index, verdict, paper).Judge();
-      else TacticJudge(unit, index, verdict).Judge();
+      if (step.mode == Mode::kPaper)
+        PaperJudge(unit, index, verdict, paper).Judge();
+      else
+        TacticJudge(unit, index, verdict).Judge();
     }
   }
   verdict->where = name;
@@ -140,6 +144,7 @@ void RunBadInput(Verdict* verdict) {
   refuses([](auto& r) { r.batch = 2; }, "batch is 2");
   refuses([](auto& r) { r.max_length = 301; }, "max_length is 301");
   refuses([](auto& r) { r.softcap = -1; }, "softcap");
+  refuses([](auto& r) { r.dense_below = -2; }, "dense_below is -2");
   refuses([](auto& r) { r.cache.keys = nullptr; }, "cache.keys");
   refuses([](auto& r) { r.cache.row_stride = 60; }, "row_stride");
   std::unique_ptr<Decoder> none;
@@ -155,8 +160,8 @@ void RunBadInput(Verdict* verdict) {
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;
-  const auto add = [&](std::string name, Options options, LayerShape shape, std::vector<int> lengths,
-                       auto change) {
+  const auto add = [&](std::string name, Options options, LayerShape shape,
+                       std::vector<int> lengths, auto change) {
     Case c = {std::move(name), {}, options};
     c.world.shape = shape;
     c.world.lengths = std::move(lengths);
@@ -219,9 +224,11 @@ std::vector<Case> Cases() {
   add("tactic without sinks", no_sinks, Shape(2, 4, 64), {2500, 2048}, plain);
   for (const Mode mode : {Mode::kPaper, Mode::kTactic}) {
     const std::string m = ModeName(mode);
-    add(m + " flat", Small(mode), Shape(1, 4, 64), {2500}, [](Case& c) { c.world.sharpness = 0.02f; });
+    add(m + " flat", Small(mode), Shape(1, 4, 64), {2500},
+        [](Case& c) { c.world.sharpness = 0.02f; });
     add(m + " sharp", Small(mode), Shape(2, 4, 64), {2500}, [](Case& c) { c.world.sharpness = 9; });
-    add(m + " equal keys", Small(mode), Shape(1, 4, 64), {2500}, [](Case& c) { c.world.noise = 0; });
+    add(m + " equal keys", Small(mode), Shape(1, 4, 64), {2500},
+        [](Case& c) { c.world.noise = 0; });
     add(m + " loose clusters", Small(mode), Shape(1, 4, 128), {2500},
         [](Case& c) { c.world.noise = 2; });
   }

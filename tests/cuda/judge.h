@@ -31,9 +31,11 @@ class Verdict {
   }
   void Near(double got, double want, double tolerance, const char* what) {
     const bool ok = std::fabs(got - want) <= tolerance;  // NaN is not
-    if (ok) ++checks_;
-    else That(false, std::string(what) + ": got " + std::to_string(got) + ", want " +
-                         std::to_string(want) + " within " + std::to_string(tolerance));
+    if (ok)
+      ++checks_;
+    else
+      That(false, std::string(what) + ": got " + std::to_string(got) + ", want " +
+                      std::to_string(want) + " within " + std::to_string(tolerance));
   }
   int64_t checks() const { return checks_; }
   int64_t failures() const { return failures_; }
@@ -64,9 +66,9 @@ inline double FromHalf(uint16_t bits) { return __half2float(*reinterpret_cast<__
 
 // The clusters of one KV head, read back from an index.
 struct HeadIndex {
-  oracle::CodedIndex coded;         // clusters with members only
-  std::vector<int> slot_of;         // [cluster]: segment * slots + slot
-  std::vector<int> first_key;       // [cluster]: place of its first member in its segment
+  oracle::CodedIndex coded;    // clusters with members only
+  std::vector<int> slot_of;    // [cluster]: segment * slots + slot
+  std::vector<int> first_key;  // [cluster]: place of its first member in its segment
   int segments = 0;
   int coded_end = 0;
 };
@@ -160,8 +162,14 @@ struct UnitView {
   bool dense = false;
 
   UnitView(const World& w, const Options& o, const Step& s, int sequence, int head, int tokens)
-      : world(w), options(o), step(s), sequence(sequence), head(head), tokens(tokens),
-        keys(w.keys[sequence][head]), values(w.values[sequence][head]) {
+      : world(w),
+        options(o),
+        step(s),
+        sequence(sequence),
+        head(head),
+        tokens(tokens),
+        keys(w.keys[sequence][head]),
+        values(w.values[sequence][head]) {
     for (int g = 0; g < step.group; ++g) {
       std::vector<double> of;
       double max = -oracle::kInf;
@@ -243,16 +251,16 @@ inline std::vector<double> JudgeRank(const UnitView& u, const HeadIndex& index, 
     verdict->That(rows[i] == forced[i], "forced row " + std::to_string(i));
   for (int g = 0; g < step.group; ++g) {
     double want = -oracle::kInf;
-    for (int i = 0; i < 16; ++i)
-      want = std::max(want, u.logits[g][i < 4 ? i : u.tokens - 16 + i]);
+    for (int i = 0; i < 16; ++i) want = std::max(want, u.logits[g][i < 4 ? i : u.tokens - 16 + i]);
     float anchor;
     std::memcpy(&anchor, &bits[g], sizeof(anchor));
     // Or of one of some clusters.
     double most = want;
     for (const oracle::CodedCluster& cluster : index.coded.clusters) {
-      most = std::max(most, oracle::Capped(oracle::Dot(u.Query(g), cluster.centroid) *
-                                               u.world.request.scale,
-                                           u.world.request.softcap) / kOctave);
+      most = std::max(
+          most, oracle::Capped(oracle::Dot(u.Query(g), cluster.centroid) * u.world.request.scale,
+                               u.world.request.softcap) /
+                    kOctave);
     }
     const double slack = 2e-3 + 1e-4 * std::fabs(most);
     verdict->That(anchor >= want - slack && anchor <= most + slack, "anchor");
@@ -304,11 +312,12 @@ struct Tally {
     }
   }
   void Print(const char* what) const {
-    std::printf("  %s: n %lld, reached %.2f %%, least %.3f, own %.3f, union %.3f of the rows, "
-                "dense %.1f %%, extended %.0f %%, largest overclaim %.3f\n",
-                what, static_cast<long long>(heads), 100.0 * reached / heads, least,
-                static_cast<double>(own_rows) / tokens, static_cast<double>(union_rows) / tokens,
-                100.0 * dense / heads, 100.0 * extended / heads, worst_claim);
+    std::printf(
+        "  %s: n %lld, reached %.2f %%, least %.3f, own %.3f, union %.3f of the rows, "
+        "dense %.1f %%, extended %.0f %%, largest overclaim %.3f\n",
+        what, static_cast<long long>(heads), 100.0 * reached / heads, least,
+        static_cast<double>(own_rows) / tokens, static_cast<double>(union_rows) / tokens,
+        100.0 * dense / heads, 100.0 * extended / heads, worst_claim);
   }
 };
 

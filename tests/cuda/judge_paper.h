@@ -14,8 +14,13 @@ struct PaperTally {
 class PaperJudge {
  public:
   PaperJudge(const UnitView& u, const HeadIndex& index, Verdict* verdict, PaperTally* tally)
-      : u_(u), step_(u.step), index_(index), clusters_(index.coded.clusters), v_(verdict),
-        tally_(tally), group_(u.step.group) {}
+      : u_(u),
+        step_(u.step),
+        index_(index),
+        clusters_(index.coded.clusters),
+        v_(verdict),
+        tally_(tally),
+        group_(u.step.group) {}
 
   void Judge() {
     anchors_ = JudgeRank(u_, index_, v_);
@@ -103,7 +108,8 @@ class PaperJudge {
     };
     const double slack = 5e-3 * goal + 1e-2 * fixed * (fixed > 0.98 * goal);
     v_->That(r.cut_bin == 0 || mass_from(r.cut_bin) >= goal - slack, "the cut reaches the target");
-    // The cut is in the highest bin with clusters that will do; rows are whole numbers on the curve.
+    // The cut is in the highest bin with clusters that will do; rows are whole numbers on the
+    // curve.
     int next = r.cut_bin + 1;
     while (next < kBins && RowsFrom(g, next) == RowsFrom(g, r.cut_bin)) ++next;
     const double above = next < kBins ? mass_from(next) : fixed;
@@ -131,7 +137,8 @@ class PaperJudge {
       bool chosen = false;
       for (int g = 0; g < group_; ++g) chosen = chosen || bins_[g][c] >= ranks_[g].cut_bin;
       if (!chosen) continue;
-      want[clusters_[c].segment / step_.span_segments].insert(clusters_[c].members.begin(), clusters_[c].members.end());
+      want[clusters_[c].segment / step_.span_segments].insert(clusters_[c].members.begin(),
+                                                              clusters_[c].members.end());
     }
     rows_ = ForcedRows(u_, index_);
     for (int j = 0; j < spans; ++j) {

@@ -12,7 +12,11 @@ namespace tactic::cuda {
 class TacticJudge {
  public:
   TacticJudge(const UnitView& u, const HeadIndex& index, Verdict* verdict)
-      : u_(u), step_(u.step), index_(index), clusters_(index.coded.clusters), v_(verdict),
+      : u_(u),
+        step_(u.step),
+        index_(index),
+        clusters_(index.coded.clusters),
+        v_(verdict),
         group_(u.step.group) {}
 
   void Judge() {
@@ -30,11 +34,13 @@ class TacticJudge {
  private:
   // Level of member i of cluster c for head g.
   int Level(size_t c, size_t i, int g) const {
-    const size_t key = static_cast<size_t>(clusters_[c].segment) * step_.segment_size +
-                       index_.first_key[c] + i;
+    const size_t key =
+        static_cast<size_t>(clusters_[c].segment) * step_.segment_size + index_.first_key[c] + i;
     return levels_[key * step_.level_stride + g];
   }
-  static double MassOfBin(int bin) { return std::exp2((bin + 0.5) / kBinsPerOctave - kBelowAnchor); }
+  static double MassOfBin(int bin) {
+    return std::exp2((bin + 0.5) / kBinsPerOctave - kBelowAnchor);
+  }
 
   // As the device rounded them: another rounding of one element would show in every key.
   void ReadQueries() {
@@ -44,8 +50,8 @@ class TacticJudge {
     const auto packed = u_.Of(step_.rotated, size_t((group_ + 7) / 8) * words * 32);
     const auto facts = u_.Of(step_.queries, group_);
     for (int g = 0; g < group_; ++g) {
-      oracle::CodedQuery query = oracle::MakeCodedQuery(u_.Query(g), u_.world.request.scale,
-                                                        u_.world.request.softcap);
+      oracle::CodedQuery query =
+          oracle::MakeCodedQuery(u_.Query(g), u_.world.request.scale, u_.world.request.softcap);
       v_->Near(facts[g].norm, query.norm, 1e-4 * query.norm, "norm of a query");
       int sum = 0;
       std::vector<int> seen(dim, 0);
@@ -210,7 +216,8 @@ class TacticJudge {
         const double need = estimated + (p * (exact + unread(estimated)) - exact) /
                                             (ratio * (1 - p) + p * o.unread_margin);
         int next = low;
-        while (next > 0 && MassFrom(g, next) < need) next = (next - 1) / kLevelsPerBin * kLevelsPerBin;
+        while (next > 0 && MassFrom(g, next) < need)
+          next = (next - 1) / kLevelsPerBin * kLevelsPerBin;
         exact += ExactBetween(g, next, low);
         low = next;
         estimated = MassFrom(g, low);
@@ -248,7 +255,8 @@ class TacticJudge {
     std::vector<std::set<int64_t>> want(spans);
     for (size_t c = 0; c < clusters_.size(); ++c) {
       for (size_t i = 0; kept_[c] && i < clusters_[c].members.size(); ++i) {
-        if (Chosen(c, i)) want[clusters_[c].segment / step_.span_segments].insert(clusters_[c].members[i]);
+        if (Chosen(c, i))
+          want[clusters_[c].segment / step_.span_segments].insert(clusters_[c].members[i]);
       }
     }
     rows_ = ForcedRows(u_, index_);
@@ -275,8 +283,8 @@ class TacticJudge {
         for (size_t i = 0; i < clusters_[c].members.size(); ++i) {
           if (Chosen(c, i)) continue;
           const double half = oracle::EstimateKey(queries_[g], clusters_[c], i).half_variance;
-          weights_[g][c] += std::exp2((Level(c, i, g) + 0.5) / kLevelsPerOctave - kBelowAnchor -
-                                      half / kOctave);
+          weights_[g][c] +=
+              std::exp2((Level(c, i, g) + 0.5) / kLevelsPerOctave - kBelowAnchor - half / kOctave);
         }
         v_->Near(unread[index_.slot_of[c] * group_ + g], weights_[g][c],
                  1e-3 * weights_[g][c] + 1e-30, "unread mass of a cluster");
@@ -307,8 +315,7 @@ class TacticJudge {
       const DeviceReport& r = u_.reports[g];
       const double estimated = MassFrom(g, thresholds_[g]);
       const double believed =
-          exact_[g] /
-          (exact_[g] + std::max(0.0, MassFrom(g, 0) - estimated) + skipped_[g]);
+          exact_[g] / (exact_[g] + std::max(0.0, MassFrom(g, 0) - estimated) + skipped_[g]);
       v_->Near(r.p_hat, believed, 5e-3, "p_hat");
       v_->Near(r.union_lse, lse * kOctave, 3e-3, "lse of the union");
       v_->Near(r.own_lse, (anchors_[g] + std::log2(exact_[g])) * kOctave, 5e-3, "own lse");

@@ -130,8 +130,8 @@ class World {
       for (int h = 0; h < shape.kv_heads; ++h) {
         MakeHead(spec.lengths[s], &keys[s].emplace_back(), &values[s].emplace_back());
         for (int p = 0; p < spec.lengths[s]; ++p) {
-          const int64_t at = (int64_t{table[s * blocks_ + p / page]} * page + p % page) * row +
-                             int64_t{h} * dim;
+          const int64_t at =
+              (int64_t{table[s * blocks_ + p / page]} * page + p % page) * row + int64_t{h} * dim;
           for (int x = 0; x < dim; ++x) {
             Store(&keys[s][h][p][x], spec.key_scale, bytes, at + x, &k16, &k8);
             Store(&values[s][h][p][x], spec.value_scale, bytes, at + x, &v16, &v8);
@@ -179,6 +179,7 @@ class World {
   // An index of every sequence, of as many positions as told or of all, for request.indexes.
   void MakeIndexes(const Options& options, std::vector<int> lengths = {}) {
     if (lengths.empty()) lengths = spec.lengths;
+    request.dense_below = options.dense_below;
     std::vector<const void*> views;
     for (int s = 0; s < batch; ++s) {
       std::unique_ptr<Index> index;
@@ -209,8 +210,10 @@ class World {
              std::vector<uint8_t>* narrow) {
     const uint16_t bits = Encode(spec.type, static_cast<float>(*x) / scale, x);
     *x *= scale;
-    if (bytes) (*narrow)[at] = static_cast<uint8_t>(bits);
-    else (*wide)[at] = bits;
+    if (bytes)
+      (*narrow)[at] = static_cast<uint8_t>(bits);
+    else
+      (*wide)[at] = bits;
   }
 
   float Normal() { return normal_(random_); }

@@ -1,0 +1,33 @@
+// From how many tokens on a mode is faster than reading everything.
+#ifndef TACTIC_SRC_CUDA_CROSSOVER_H_
+#define TACTIC_SRC_CUDA_CROSSOVER_H_
+
+#include "tactic/options.h"
+
+namespace tactic::cuda {
+
+// For a batch of so many units (sequences times KV heads). Measured on an H100 with bf16 caches in
+// pages of 16 and groups of 3 and 4 (bench/results/cuda_h100.json), between the lengths that were
+// measured on the side of reading everything: what a short sequence loses by it is little, what a
+// selection costs does not depend on the length.
+inline int DenseBelow(Mode mode, int head_dim, int units) {
+  if (mode == Mode::kDense) return 0;
+  struct Row {
+    int most_units;
+    int paper, tactic;                // head_dim above 64
+    int narrow_paper, narrow_tactic;  // up to 64
+  };
+  constexpr Row kRows[] = {
+      {24, 98304, 114688, 196608, 524288},
+      {96, 16384, 24576, 28672, 114688},
+      {1 << 30, 8192, 8192, 16384, 65536},
+  };
+  const Row* row = kRows;
+  while (units > row->most_units) ++row;
+  if (head_dim <= 64) return mode == Mode::kPaper ? row->narrow_paper : row->narrow_tactic;
+  return mode == Mode::kPaper ? row->paper : row->tactic;
+}
+
+}  // namespace tactic::cuda
+
+#endif  // TACTIC_SRC_CUDA_CROSSOVER_H_
