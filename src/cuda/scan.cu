@@ -19,7 +19,8 @@ struct ScanShared {
   Filter filters[kMaxGroup];
   float sums[kMaxSlots / 8][kMaxGroup];  // of clusters that are skipped, by warp or segment
   int scratch[kBlockWarps];
-  int flags[2];
+  int flags[2];  // of PlanUnit
+  int last;      // of EndsLast, which is still being read when PlanUnit begins
   uint16_t begins[kMaxSlots];
   uint16_t ends[kMaxSlots];
 };
@@ -200,7 +201,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
   for (int i = thread; i < step.group * kBins; i += kBlockThreads) {
     if (bins[i] != 0) atomicAdd(all + i, bins[i]);
   }
-  if (EndsLast(step, unit, gridDim.x, shared.flags)) PlanUnit(step, unit, 0, shared.flags, bins);
+  if (EndsLast(step, unit, gridDim.x, &shared.last)) PlanUnit(step, unit, 0, shared.flags, bins);
 }
 
 }  // namespace

@@ -21,7 +21,8 @@ struct VerifyShared {
   int low[kMaxGroup];   // keys from here up are read after this round
   int high[kMaxGroup];  // and from here up before
   float half[kMaxGroup];
-  int flags[2];
+  int flags[2];  // of PlanUnit
+  int last;      // of EndsLast, which is still being read when PlanUnit begins
   int scratch[kBlockWarps];
   uint16_t begins[kMaxSlots];
   uint16_t ends[kMaxSlots];
@@ -204,7 +205,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     SumHeads(mass, step.group, shared.by_warp, step.exact + base * step.group);
     if (thread == 0) step.counts[base] = before + fresh;
   }
-  if (EndsLast(step, unit, gridDim.x, shared.flags))
+  if (EndsLast(step, unit, gridDim.x, &shared.last))
     PlanUnit(step, unit, step.round + 1, shared.flags, chosen);
 }
 
