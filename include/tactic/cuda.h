@@ -106,8 +106,9 @@ struct DecodeRequest {
   void* out = nullptr;  // [batch][q_heads][head_dim]
   Element out_type = Element::kBF16;
   KvCache cache;
-  const int32_t* lengths =
-      nullptr;  // [batch]: visible positions of each sequence, the new one's too
+  // [batch]: visible positions of each sequence, the new one's too. One of 0 leaves its output as
+  // it is.
+  const int32_t* lengths = nullptr;
   // [batch]: Index::device_view() of each sequence; a null entry, or no array, is read densely.
   const void* const* indexes = nullptr;
   float scale = 1;    // logits are q . k * scale
