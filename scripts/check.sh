@@ -51,10 +51,11 @@ check_format() {
   }
 }
 
-# What is compiled here; headers are looked at through the files that include them (.clang-tidy).
+# What is compiled here, less what nvcc compiles; headers are looked at through the files that include
+# them (.clang-tidy).
 check_tidy() {
   scripts/build.sh release || return
-  sed -nE "s|^ *\"file\": \"($PWD/(src\|llama\|apps)/.*)\".*|\1|p" \
+  sed -nE "s|^ *\"file\": \"($PWD/(src\|llama\|apps)/.*\\.cc)\".*|\1|p" \
     build/release/compile_commands.json | sort -u | tr '\n' '\0' |
     each -n 1 -P "$jobs" "$bin/clang-tidy" -p build/release --quiet --warnings-as-errors='*' \
       --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-error 2>&1 |
