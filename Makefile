@@ -21,7 +21,7 @@ demo: build ## set up, build, and show what Tactic does on a real model
 	@build/release/apps/tactic/tactic demo $(ARGS)
 
 test: build ## set up, build, and run all tests
-	@$(CTEST) --test-dir build/release --output-on-failure --no-tests=error $(ARGS)
+	@$(CTEST) --test-dir build/release --parallel $$(nproc) --output-on-failure --no-tests=error $(ARGS)
 
 build: setup ## set up and build into build/release
 	@scripts/build.sh release
@@ -29,7 +29,7 @@ build: setup ## set up and build into build/release
 setup:
 	@scripts/setup.sh
 
-check: ## the extra checks: formatting, clang-tidy, Python, sanitizers, clang
+check: ## the extra checks: formatting, clang-tidy, Python, sanitizers, clang, CUDA
 	@scripts/setup.sh --dev
 	@scripts/check.sh $(ARGS)
 

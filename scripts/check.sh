@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The checks beyond `make test`. All of them, or those named:
 #
-#   scripts/check.sh [format] [tidy] [python] [asan] [tsan] [clang]
+#   scripts/check.sh [format] [tidy] [python] [asan] [tsan] [clang] [cuda]
 #   scripts/check.sh fix-format     formats in place instead
 #
 # A failing check does not keep the others from running; the exit status tells whether one failed.
@@ -39,9 +39,10 @@ fixed_addresses() {
 }
 
 run_ctest() {
-  local preset=$1 labels=$2
-  fixed_addresses "${CTEST:-ctest}" --test-dir "build/$preset" -L "$labels" --output-on-failure \
-    --no-tests=error
+  local preset=$1
+  shift
+  fixed_addresses "${CTEST:-ctest}" --test-dir "build/$preset" --parallel "$jobs" \
+    --output-on-failure --no-tests=error "$@"
 }
 
 check_format() {
@@ -72,22 +73,34 @@ check_python() {
 }
 
 check_asan() {
-  fixed_addresses scripts/build.sh asan || return
-  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 run_ctest asan '^(core|llama)$'
+  fixed_addresses scripts/build.sh asan -- core_tests llama_tests || return
+  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 run_ctest asan -L '^(core|llama)$'
 }
 
+# Races do not depend on the instruction set: the tests of the lower ones are left out.
 check_tsan() {
-  fixed_addresses scripts/build.sh tsan || return
-  TSAN_OPTIONS=halt_on_error=1 run_ctest tsan '^core$'
+  fixed_addresses scripts/build.sh tsan -- core_tests || return
+  TSAN_OPTIONS=halt_on_error=1 run_ctest tsan -L '^core$' -E '/(sse4|ssse3|sse2|scalar)$'
 }
 
+# The program and what it is tested with: clang has seen them in check_tidy.
 check_clang() {
   local compiler
   compiler=$(command -v clang++-14 || command -v clang++) || {
     say "no clang++ was found"
     return 1
   }
-  scripts/build.sh clang -DCMAKE_CXX_COMPILER="$compiler"
+  scripts/build.sh clang -DCMAKE_CXX_COMPILER="$compiler" -- core_tests llama_tests
+}
+
+# That some kernels of each stage compile, for each kind of GPU.
+check_cuda() {
+  command -v nvcc >/dev/null || {
+    say "no nvcc was found: not checked"
+    return 0
+  }
+  "${CMAKE:-cmake}" -S src/cuda -B build/cuda_few -G Ninja -DTACTIC_CUDA_FEW=ON || return
+  "${CMAKE:-cmake}" --build build/cuda_few
 }
 
 if [[ ${1-} == fix-format ]]; then
@@ -96,7 +109,7 @@ if [[ ${1-} == fix-format ]]; then
   exit
 fi
 
-(($#)) || set -- format tidy python asan tsan clang
+(($#)) || set -- format tidy python asan tsan clang cuda
 passed=0 failed=()
 for name; do
   declare -F "check_$name" >/dev/null || die "no check is called '$name'"

@@ -3,12 +3,26 @@
 #define TACTIC_SRC_CUDA_DISPATCH_H_
 
 #include <string>
+#include <type_traits>
 
 #include "src/cuda/tile.cuh"
 #include "tactic/cuda.h"
 #include "tactic/status.h"
 
 namespace tactic::cuda {
+
+#ifdef TACTIC_CUDA_FEW
+inline constexpr bool kFew = true;
+#else
+inline constexpr bool kFew = false;
+#endif
+
+// Whether kernels for rows of kDim elements of type Row are compiled. Few: every type once, the
+// smallest and the largest row.
+template <class Row, int kDim>
+inline constexpr bool kCompiled = !kFew || (std::is_same_v<Row, RowF16> && kDim == 64) ||
+                                  (std::is_same_v<Row, RowBF16> && kDim == 128) ||
+                                  (std::is_same_v<Row, RowE4M3> && kDim == 256);
 
 // f.operator()<head_dim>(), which returns a Status.
 template <class F>
@@ -31,7 +45,13 @@ Status DispatchDim(int head_dim, const F& f) {
 template <class F>
 Status DispatchRows(Element type, int head_dim, const F& f) {
   const auto by_dim = [&]<class Row>() {
-    return DispatchDim(head_dim, [&]<int kDim>() { return f.template operator()<Row, kDim>(); });
+    return DispatchDim(head_dim, [&]<int kDim>() {
+      if constexpr (kCompiled<Row, kDim>) {
+        return f.template operator()<Row, kDim>();
+      } else {
+        return Status::Internal("built with TACTIC_CUDA_FEW, without kernels for these rows");
+      }
+    });
   };
   switch (type) {
     case Element::kBF16:
