@@ -133,7 +133,11 @@ class Bench:
             "versions": report.versions(),
             "commit": args.commit,
             "bandwidth": peak_bandwidth(),
-            "arguments": {name: str(value) for name, value in vars(args).items()},
+            "arguments": {
+                # Where files are is nobody else's.
+                name: value.name if isinstance(value, Path) else str(value)
+                for name, value in vars(args).items()
+            },
             "policies": [vars(policy) for policy in self.policies],
             "records": [],
             "skipped": [],

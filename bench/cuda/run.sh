@@ -5,7 +5,7 @@
 #   bench/cuda/run.sh [options of bench/cuda/bench.py]
 #
 #   WHEELS      folder with the wheels of FlashInfer and of what it needs [.whl]; none: cuDNN alone
-#   SITE        where they are installed [/tmp/site]
+#   SITE        where they are installed [$BUILD/site]
 #   BUILD       build folder [build/cuda]
 #   LIBRARY     a libtactic_cuda_bench.so that is built already; nothing is built
 #   ARCHITECTURES  of the kernels [90a-real: Hopper]
@@ -16,8 +16,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 wheels=${WHEELS:-.whl}
-site=${SITE:-/tmp/site}
 build=${BUILD:-build/cuda}
+site=${SITE:-$PWD/$build/site}
 export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
 # Hopper alone; and no extension of tvm_ffi's, which would be compiled at the first import.

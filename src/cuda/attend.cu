@@ -7,19 +7,13 @@
 // order.
 #include <algorithm>
 
-#include "src/cuda/heads.cuh"
+#include "src/cuda/combine.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/step.cuh"
 
 namespace tactic::cuda {
 namespace {
-
-struct MergedHead {
-  float max;
-  float weights;
-  float rows;  // weights without the tail's
-};
 
 struct AttendShared {
   int scratch[kBlockWarps];
@@ -109,7 +103,7 @@ __device__ void AttendChosen(const Step& step, const Unit& unit, const RowList& 
       for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const int head = n * kTileHeads + 2 * t + h;
+          const int head = LaneHead(n, h);
           s[n][k + h] = there && head < step.group ? __ldcg(logits + head) : kNone;
         }
       }
@@ -186,13 +180,7 @@ __device__ void AddTail(const Step& step, const Unit& unit, int begin, int end,
   const int means = step.slots + 1;
   const int tiles = MeanTiles(step);
   const float to_mean = 1 / step.value_unit;
-  float anchors[kHeadTiles][2];
-#pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-      anchors[n][h] = AnchorOf(step, unit, min(n * kTileHeads + 2 * t + h, step.group - 1));
-  }
+  const LaneAnchors<kHeadTiles> anchors(step, unit);
   for (int i = begin + static_cast<int>(threadIdx.x >> 5); i < end; i += kBlockWarps) {
     const int segment = i / tiles;
     const int first = i % tiles * kTileRows;
@@ -204,7 +192,7 @@ __device__ void AddTail(const Step& step, const Unit& unit, int begin, int end,
       const int slot = first + r + k / 2 * 8;
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n) {
-        const int head = n * kTileHeads + 2 * t + (k & 1);
+        const int head = LaneHead(n, k & 1);
         float mass = 0;
         if (head < step.group) {
           if (slot < step.slots && __ldcg(step.kept + base * step.slots + slot) != 0) {
@@ -213,7 +201,7 @@ __device__ void AddTail(const Step& step, const Unit& unit, int begin, int end,
             mass = __ldcg(step.skipped + base * step.group + head);
           }
         }
-        s[n][k] = mass > 0 ? log2f(mass) + anchors[n][k & 1] : kNone;
+        s[n][k] = mass > 0 ? log2f(mass) + anchors.of[n][k & 1] : kNone;
         any = any || mass > 0;
       }
     }
@@ -234,102 +222,6 @@ __device__ void AddTail(const Step& step, const Unit& unit, int begin, int end,
     tile.Load(rows, lane);
     state.Add(s, tile, scale(r), scale(r + 8));
   }
-}
-
-// Merges `count` states, which are `stride` floats apart, of every head of the group; done(g, x,
-// sum, max, weights, weights of rows) gets element x of the sums. kGlobal: they are other blocks',
-// in device memory. `factors`: group * count floats of shared memory. All threads of the block.
-template <int kDim, bool kGlobal, class Done>
-__device__ void MergeStates(const float* states, int count, int64_t stride, int group,
-                            float* factors, MergedHead* merged, const Done& done) {
-  constexpr int kSize = kStateSize<kDim>;
-  const int lane = threadIdx.x & 31;
-  const auto read = [](const float* p) { return kGlobal ? __ldcg(p) : *p; };
-  for (int g = threadIdx.x >> 5; g < group; g += kBlockWarps) {
-    const float* of = states + g * kSize + kDim;
-    float max = kNothing;
-    for (int k = lane; k < count; k += 32) {
-      const float mine = read(of + k * stride);
-      factors[g * count + k] = mine;
-      max = fmaxf(max, mine);
-    }
-#pragma unroll
-    for (int k = 16; k > 0; k >>= 1) max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, k));
-    float weights = 0;
-    float rows = 0;
-    for (int k = lane; k < count; k += 32) {
-      const float f = Exp2(factors[g * count + k] - max);
-      factors[g * count + k] = f;
-      weights += f * read(of + k * stride + 1);
-      rows += f * read(of + k * stride + 2);
-    }
-    weights = WarpSum(weights);
-    rows = WarpSum(rows);
-    if (lane == 0) merged[g] = {max, weights, rows};
-  }
-  __syncthreads();
-  // Two elements to a thread.
-  for (int i = 2 * threadIdx.x; i < group * kDim; i += 2 * kBlockThreads) {
-    const int g = i / kDim;
-    const int x = i % kDim;
-    const float* of = states + g * kSize + x;
-    float2 sum = {0, 0};
-#pragma unroll 8
-    for (int k = 0; k < count; ++k) {
-      const auto* at = reinterpret_cast<const float2*>(of + k * stride);
-      const float2 mine = kGlobal ? __ldcg(at) : *at;
-      const float f = factors[g * count + k];
-      sum.x += f * mine.x;
-      sum.y += f * mine.y;
-    }
-    done(g, x, sum, merged[g]);
-  }
-  __syncthreads();
-}
-
-// What a head of a unit that was not read densely is known to have selected.
-__device__ void ReportOwn(const Step& step, const Unit& unit, int g, DeviceReport* report) {
-  const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
-  float exact = 0;
-  if (step.mode == Mode::kTactic) {
-    const HeadMass& m = step.masses[head];
-    exact = m.exact;
-    report->own_rows = m.rows + unit.forced;
-    report->p_hat = Believed(m);
-    report->rounds = m.rounds;
-  } else {
-    for (int p = 0; p < step.rank_parts; ++p) {
-      exact += step.part_forced[(int64_t{unit.number} * step.rank_parts + p) * step.group + g];
-    }
-    for (int j = 0; j < unit.spans; ++j)
-      exact += step.exact[(int64_t{unit.number} * step.spans + j) * step.group + g];
-    report->own_rows = step.ranks[head].own_rows + unit.forced;
-    report->p_hat = -1;
-  }
-  report->own_lse = (AnchorOf(step, unit, g) + log2f(exact)) * kLn2;
-}
-
-// Elements x and x + 1 of the output, and once for a head its report.
-template <int kDim>
-__device__ void Finish(const Step& step, const Unit& unit, bool dense, int union_rows, int g, int x,
-                       float2 sum, const MergedHead& merged) {
-  const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
-  const float scale = merged.weights > 0 ? 1 / merged.weights : 0.0f;
-  WriteElement(step.out, step.out_type, head * kDim + x, sum.x * scale);
-  WriteElement(step.out, step.out_type, head * kDim + x + 1, sum.y * scale);
-  if (x != 0) return;
-  DeviceReport report;
-  report.union_rows = union_rows;
-  report.union_lse = (merged.max + log2f(merged.rows)) * kLn2;
-  report.own_rows = report.union_rows;
-  report.own_lse = report.union_lse;
-  report.p_hat = 1;
-  report.rounds = 0;
-  if (!dense) ReportOwn(step, unit, g, &report);
-  step.reports[head] = report;
-  if (g != 0) return;
-  step.listed[2 * unit.number] = dense ? 0 : unit.forced;
-  step.listed[2 * unit.number + 1] = dense ? 0 : unit.spans;
 }
 
 // kDense: the whole batch is read densely.
@@ -393,7 +285,9 @@ __global__ void __launch_bounds__(kBlockThreads, kDim > 128 || kHeadTiles > 1 ? 
     state.Clear();
     int rows = unit.tokens;
     if (kDense || dense) {
-      AttendAll < Row, kDim, kHeadTiles, kDense&& kDim<128>(step, unit, begin, end, state);
+      // With rows of 128 elements the next tile's keys would take registers from the other block.
+      constexpr bool kAhead = kDense && kDim < 128;
+      AttendAll<Row, kDim, kHeadTiles, kAhead>(step, unit, begin, end, state);
       state.EndRows(max_rows, sum_rows);
     } else {
       auto* const list_room = reinterpret_cast<int*>(states_here);
@@ -446,7 +340,7 @@ __global__ void __launch_bounds__(kBlockThreads, kDim > 128 || kHeadTiles > 1 ? 
 
 Status LaunchAttend(const Step& step, Element type, Stream stream) {
   const size_t states =
-      static_cast<size_t>(kBlockWarps) * step.group * (step.head_dim + 4) * sizeof(float);
+      static_cast<size_t>(kBlockWarps) * step.group * StateSize(step.head_dim) * sizeof(float);
   const size_t list = (static_cast<size_t>(step.spans) + 1) * sizeof(int);
   const int units = step.batch * step.kv_heads;
   const size_t factors = static_cast<size_t>(step.attend_blocks) * step.group * sizeof(float);

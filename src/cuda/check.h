@@ -2,6 +2,7 @@
 #ifndef TACTIC_SRC_CUDA_CHECK_H_
 #define TACTIC_SRC_CUDA_CHECK_H_
 
+#include <cstdint>
 #include <string>
 
 #include "src/cuda/layout.h"
@@ -53,6 +54,13 @@ inline Status CheckIndexOptions(const Options& options) {
   if (options.sinks > options.segment_size)
     return bad("sinks", options.sinks, "at most segment_size");
   return Status::Ok();
+}
+
+inline Status CheckMaxTokens(int64_t max_tokens) {
+  constexpr int64_t kMost = int64_t{1} << 26;
+  if (max_tokens >= 1 && max_tokens <= kMost) return Status::Ok();
+  return Status::InvalidArgument("max_tokens is " + std::to_string(max_tokens) +
+                                 "; expected a number from 1 to 2^26");
 }
 
 // Bits of a code's elements; 0: there are none.

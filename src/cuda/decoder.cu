@@ -1,6 +1,5 @@
 // Decoder: checks a request, lays out the buffers, launches the stages.
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -12,7 +11,7 @@
 #include "src/cuda/decoder_access.h"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
-#include "src/random.h"
+#include "src/cuda/signs.h"
 
 namespace tactic::cuda {
 namespace {
@@ -60,7 +59,7 @@ struct Decoder::Impl {
     const bool tactic = s.mode == Mode::kTactic;
     const bool paper = s.mode == Mode::kPaper;
     carver->Take(&s.dense, units);
-    carver->Take(&s.states, states * group * (shape.head_dim + 4));
+    carver->Take(&s.states, states * group * StateSize(shape.head_dim));
     carver->Take(&s.finished, units);
     carver->Take(&s.reports, heads);
     carver->Take(&s.listed, 2 * units);
@@ -111,9 +110,7 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   TACTIC_RETURN_IF_ERROR(options.Validate());
   if (options.mode != Mode::kDense) TACTIC_RETURN_IF_ERROR(CheckIndexOptions(options));
   if (max_batch < 1) return Bad("max_batch", max_batch, "at least 1");
-  constexpr int64_t kMostTokens = int64_t{1} << 26;
-  if (max_tokens < 1 || max_tokens > kMostTokens)
-    return Bad("max_tokens", max_tokens, "a number from 1 to 2^26");
+  TACTIC_RETURN_IF_ERROR(CheckMaxTokens(max_tokens));
 
   std::unique_ptr<Decoder> made(new Decoder());
   Impl& impl = *made->impl_;
@@ -161,8 +158,7 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   // What no cluster holds: mode tactic indexes pages as they come, mode paper whole segments; an
   // index may be a segment behind.
   s.forced_room = options.sinks + options.recent + 2 * options.segment_size;
-  Random random(0x7AC71C);
-  for (int x = 0; x < shape.head_dim; ++x) s.signs[x / 32] |= (random.Next() >> 63) << (x % 32);
+  RotationSigns(shape.head_dim, s.signs);
 
   Carver counter(nullptr);
   impl.Carve(&counter);
@@ -230,7 +226,7 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
     TACTIC_RETURN_IF_ERROR(LaunchCut(step, type, stream));
   } else if (step.mode == Mode::kTactic) {
     TACTIC_RETURN_IF_ERROR(LaunchRank(step, type, stream));
-    TACTIC_RETURN_IF_ERROR(LaunchScan(step, step.bits, stream));
+    TACTIC_RETURN_IF_ERROR(LaunchScan(step, stream));
     for (int round = 0; round <= step.rounds; ++round)
       TACTIC_RETURN_IF_ERROR(LaunchVerify(step, type, round, stream));
   }

@@ -9,29 +9,15 @@
 
 #include "src/codes.h"
 #include "src/cuda/build.h"
+#include "src/cuda/byte_float.cuh"
 #include "src/cuda/quads.cuh"
 #include "src/cuda/tile.cuh"
 
 namespace tactic::cuda {
 
-// FloatToByte of codes.h.
-__device__ __forceinline__ uint8_t ToByteFloat(float value) {
-  constexpr float kSmallest = 0x1p-23f;
-  if (!(value >= kSmallest)) return 0;
-  if (value >= kLargestByteFloat) return 255;
-  const uint32_t bits = __float_as_uint(value * (1 / kByteFloatUnit));
-  return static_cast<uint8_t>(min(255u, (bits + (1u << 19)) >> 20));
-}
-
 __device__ __forceinline__ bool IsFinite(float x) {
   constexpr uint32_t kInfinity = 0x7f800000u;
   return (__float_as_uint(x) & kInfinity) != kInfinity;
-}
-
-__device__ __forceinline__ float WarpMax(float x) {
-#pragma unroll
-  for (int k = 16; k > 0; k >>= 1) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, k));
-  return x;
 }
 
 // The step of bytes for a row whose largest magnitude is `most`, in f16 and rounded up so that none

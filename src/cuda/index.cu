@@ -10,12 +10,10 @@
 #include "src/cuda/check.h"
 #include "src/cuda/index_access.h"
 #include "src/cuda/launch.cuh"
-#include "src/random.h"
+#include "src/cuda/signs.h"
 
 namespace tactic::cuda {
 namespace {
-
-constexpr int64_t kMostTokens = int64_t{1} << 26;  // as Decoder::Create
 
 BuildBook BookOf(int bits) {
   BuildBook book = {};
@@ -104,10 +102,7 @@ Status Index::Create(const LayerShape& shape, const Options& options, int64_t ma
   TACTIC_RETURN_IF_ERROR(CheckIndexOptions(options));
   if (options.mode == Mode::kDense)
     return Status::InvalidArgument("mode is dense; expected one that has an index");
-  if (max_tokens < 1 || max_tokens > kMostTokens) {
-    return Status::InvalidArgument("max_tokens is " + std::to_string(max_tokens) +
-                                   "; expected a number from 1 to 2^26");
-  }
+  TACTIC_RETURN_IF_ERROR(CheckMaxTokens(max_tokens));
   std::unique_ptr<Index> made(new Index());
   Impl& impl = *made->impl_;
   impl.shape = shape;
@@ -124,9 +119,7 @@ Status Index::Create(const LayerShape& shape, const Options& options, int64_t ma
   impl.build.cluster_size = options.cluster_size;
   impl.build.kmeans_iterations = options.kmeans_iterations;
   impl.build.book = BookOf(view.bits);
-  Random random(0x7AC71C);  // codes.h
-  for (int x = 0; x < shape.head_dim; ++x)
-    impl.build.signs[x / 32] |= static_cast<uint32_t>(random.Next() >> 63) << (x % 32);
+  RotationSigns(shape.head_dim, impl.build.signs);
 
   int device = 0;
   int shared = 0;

@@ -15,7 +15,7 @@ namespace tactic::cuda {
 Status LaunchRank(const Step& step, Element type, Stream stream);
 
 // Mode tactic.
-Status LaunchScan(const Step& step, int bits, Stream stream);
+Status LaunchScan(const Step& step, Stream stream);
 // Round 0 reads the first choice, later ones what fell short.
 Status LaunchVerify(const Step& step, Element type, int round, Stream stream);
 

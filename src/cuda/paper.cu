@@ -288,7 +288,6 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
   extern __shared__ uint32_t chosen[];
   __shared__ PaperShared shared;
   const int thread = threadIdx.x;
-  const int lane = thread & 31;
   const Unit unit = ReadUnit(step, blockIdx.y);
   QueryTile<kDim, kHeadTiles> q;
   LoadQuery<Row::kIsBF16>(step, unit, q);
@@ -298,15 +297,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
   if (thread < step.group)
     shared.ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];
   __syncthreads();
-  float anchors[kHeadTiles][2];
-#pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      anchors[n][h] =
-          AnchorOf(step, unit, min(n * kTileHeads + 2 * (lane & 3) + h, step.group - 1));
-    }
-  }
+  const LaneAnchors<kHeadTiles> anchors(step, unit);
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
     const int64_t base = int64_t{unit.number} * step.spans + span;
     const int64_t to = base * step.span_keys;
@@ -354,16 +345,16 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     StoreRows(step, span, to + kept, chosen, rows);
     float mass[kHeadTiles][2] = {};
     const auto add = [&](int cluster, int n, int h, float logit) {
-      const int head = n * kTileHeads + 2 * (lane & 3) + h;
+      const int head = LaneHead(n, h);
       if (shared.bins[cluster][head] >= shared.ranks[head].cut_bin)
-        mass[n][h] += Exp2(logit - anchors[n][h]);
+        mass[n][h] += Exp2(logit - anchors.of[n][h]);
     };
     for (int i = thread / 4; i < kept; i += kBlockThreads / 4) {
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const int head = n * kTileHeads + 2 * (lane & 3) + h;
+          const int head = LaneHead(n, h);
           if (head < step.group)
             add(step.tags[to + i], n, h, step.logits[(to + i) * step.group + head]);
         }

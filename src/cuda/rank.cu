@@ -3,10 +3,10 @@
 // Everything later is relative to an anchor, so that bins have their place before any maximum is
 // known: the largest logit of 16 rows that are usually among the largest, the first ones and the
 // newest, and of 112 clusters. Every block finds it for itself, a tile to a warp.
-#include "src/cuda/bins.cuh"
-#include "src/cuda/code_tile.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
+#include "src/cuda/rank_plan.cuh"
+#include "src/cuda/rotate.cuh"
 #include "src/cuda/score_rows.cuh"
 #include "src/cuda/step.cuh"
 
@@ -14,19 +14,23 @@ namespace tactic::cuda {
 namespace {
 
 constexpr int kAnchorSinks = 4;
-constexpr float kLargestHalf = 20;   // of v / 2, in nats, as in oracle_tactic.h
 constexpr float kSureBound = 60000;  // octaves: an f16 that exceeds every threshold
 
 struct RankShared {
   float anchors[kMaxGroup];
   float energies[kMaxGroup][kRuns];  // of the scaled query, over runs of elements
   float by_warp[kBlockWarps][kMaxGroup];
-  float rotated[kMaxGroup][256];
+  float rotated[kMaxGroup][kMaxRotated];
   int flag;
 };
 
-// Per head, the largest logit of 16 rows, s as KeyTile::Score leaves it times `unit` of a row; NaN
-// where one is: such a query or key has no order. Lanes 0 to 3 hold those of their heads.
+// The larger; NaN where one is: a query or key that is not finite has no order.
+__device__ __forceinline__ float MaxOrNaN(float a, float b) {
+  return a != a || b != b ? a + b : fmaxf(a, b);
+}
+
+// Per head, the largest logit of 16 rows, s as KeyTile::Score leaves it times `unit` of a row.
+// Lanes 0 to 3 hold those of their heads.
 template <int kHeadTiles>
 __device__ __forceinline__ void LargestOfTile(const float (&s)[kHeadTiles][4], float low_unit,
                                               float high_unit, float softcap,
@@ -37,12 +41,9 @@ __device__ __forceinline__ void LargestOfTile(const float (&s)[kHeadTiles][4], f
     for (int h = 0; h < 2; ++h) {
       const float a = Capped(s[n][h] * low_unit, softcap);
       const float b = Capped(s[n][h + 2] * high_unit, softcap);
-      float all = a != a || b != b ? a + b : fmaxf(a, b);
+      float all = MaxOrNaN(a, b);
 #pragma unroll
-      for (int k = 4; k < 32; k <<= 1) {
-        const float other = __shfl_xor_sync(kAllLanes, all, k);
-        all = all != all || other != other ? all + other : fmaxf(all, other);
-      }
+      for (int k = 4; k < 32; k <<= 1) all = MaxOrNaN(all, __shfl_xor_sync(kAllLanes, all, k));
       most[n][h] = all;
     }
   }
@@ -91,7 +92,7 @@ __device__ void FindAnchors(const Step& step, const Unit& unit,
   for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int head = n * kTileHeads + 2 * (lane & 3) + h;
+      const int head = LaneHead(n, h);
       if (lane < 4) shared.by_warp[warp][head] = most[n][h];
     }
   }
@@ -100,15 +101,10 @@ __device__ void FindAnchors(const Step& step, const Unit& unit,
 // The anchor of head g from what the warps found.
 __device__ __forceinline__ float AnchorFrom(const RankShared& shared, int g) {
   float most = shared.by_warp[0][g];
-  for (int w = 1; w < kBlockWarps; ++w) {
-    const float other = shared.by_warp[w][g];
-    most = most != most || other != other ? most + other : fmaxf(most, other);
-  }
+  for (int w = 1; w < kBlockWarps; ++w) most = MaxOrNaN(most, shared.by_warp[w][g]);
   return most;
 }
 
-// Logits and mass of the forced rows that fall to this warp, tile `tile` and every `apart`th.
-// `keys`: of the first, loaded.
 template <class Row, int kDim>
 __device__ __forceinline__ void LoadForced(const Step& step, const Unit& unit, int tile,
                                            KeyTile<Row, kDim>& keys) {
@@ -118,6 +114,9 @@ __device__ __forceinline__ void LoadForced(const Step& step, const Unit& unit, i
   };
   keys.Load(row(tile * kTileRows + (lane >> 2)), row(tile * kTileRows + (lane >> 2) + 8), lane);
 }
+
+// Logits and mass of the forced rows that fall to this warp, tile `tile` and every `apart`th.
+// `keys`: of the first, loaded.
 template <class Row, int kDim, int kHeadTiles>
 __device__ void ScoreForced(const Step& step, const Unit& unit,
                             const QueryTile<kDim, kHeadTiles>& q, const RankShared& shared,
@@ -140,7 +139,7 @@ __device__ void ScoreForced(const Step& step, const Unit& unit,
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const int head = n * kTileHeads + 2 * (lane & 3) + (k & 1);
+        const int head = LaneHead(n, k & 1);
         const int i = k < 2 ? low : high;
         if (head >= step.group || i >= unit.forced) continue;
         const float logit = Capped(s[n][k] * step.key_unit, step.softcap);
@@ -153,8 +152,8 @@ __device__ void ScoreForced(const Step& step, const Unit& unit,
 
 // Two spreads of a cluster, squared.
 __device__ __forceinline__ uint32_t Squares(uint16_t spreads) {
-  const float a = __uint_as_float(uint32_t{spreads} << 20 & 0x0ff00000u) * kByteFloatUnit;
-  const float b = __uint_as_float(uint32_t{spreads} << 12 & 0x0ff00000u) * kByteFloatUnit;
+  const float a = FromByteFloat(spreads);
+  const float b = FromByteFloat(spreads >> 8);
   return Pack<true>(a * a, b * b);
 }
 
@@ -193,7 +192,7 @@ struct ClusterTile {
               lane);
   }
   __device__ __forceinline__ float Longest(int i) const {
-    return __uint_as_float(longest_and_scale[i] << 20 & 0x0ff00000u) * kByteFloatUnit;
+    return FromByteFloat(longest_and_scale[i]);
   }
   __device__ __forceinline__ float Scale(int i) const {
     return __half2float(__ushort_as_half(static_cast<uint16_t>(longest_and_scale[i] >> 16)));
@@ -218,7 +217,7 @@ struct ClusterBounds {
 };
 __device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float softcap) {
   const float log_size = __logf(static_cast<float>(c.size));
-  const float v = fminf(c.variance, 2 * kLargestHalf);
+  const float v = fminf(c.variance, 2 * kLargestHalfNats);
   const float excess = v < 2 * log_size ? v / 2 : sqrtf(2 * v * log_size) - log_size;
   const float floor = Capped(c.score, softcap) + log_size * kLog2e;
   // The variance is a sum of rounded products: the bound must not be low for that.
@@ -273,7 +272,7 @@ __device__ void RankClusters(const Step& step, const Unit& unit, const RankShare
       const float scale = now.Scale(i) * step.scale;
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n) {
-        const int head = n * kTileHeads + 2 * t + (k & 1);
+        const int head = LaneHead(n, k & 1);
         if (head >= step.group) continue;
         const float raw = s[n][k] * scale;
         const int64_t to = (base + now.number[i]) * step.group + head;
@@ -301,139 +300,6 @@ __device__ void RankClusters(const Step& step, const Unit& unit, const RankShare
   }
 }
 
-// Query head g as the codes are scanned with, the bytes in x. One warp.
-__device__ void RotateQuery(const Step& step, const Unit& unit, int g, float* x) {
-  const int lane = threadIdx.x & 31;
-  const float scale = step.scale * kLn2;
-  float norm = 0;
-  for (int i = lane; i < step.head_dim; i += 32) {
-    const float value = QueryElement(step, unit, g, i) * scale;
-    norm += value * value;
-    x[i] = (step.signs[i / 32] >> (i % 32) & 1) != 0 ? -value : value;
-  }
-  for (int begin = 0; begin < step.head_dim;) {
-    const int size = 1 << (31 - __clz(step.head_dim - begin));
-    for (int half = 1; half < size; half *= 2) {
-      __syncwarp();
-      for (int i = lane; i < size / 2; i += 32) {
-        float* a = x + begin + i / half * 2 * half + i % half;
-        const float sum = a[0] + a[half];
-        a[half] = a[0] - a[half];
-        a[0] = sum;
-      }
-    }
-    __syncwarp();
-    const float unit_length = rsqrtf(static_cast<float>(size));
-    for (int i = lane; i < size; i += 32) x[begin + i] *= unit_length;
-    begin += size;
-  }
-  __syncwarp();
-  float most = 0;
-  for (int i = lane; i < step.head_dim; i += 32) most = fmaxf(most, fabsf(x[i]));
-#pragma unroll
-  for (int k = 16; k > 0; k >>= 1) most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, k));
-  const float one = most / 127;
-  const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
-  int sum = 0;
-  for (int i = lane; i < step.head_dim; i += 32) {
-    x[i] = one > 0 ? roundf(x[i] / one) : 0.0f;
-    sum += static_cast<int>(x[i]);
-  }
-  sum = WarpSum(sum);
-  norm = WarpSum(norm);
-  if (lane == 0) step.queries[head] = {one, norm, sum};
-}
-
-// All of the group's queries for the scan, in the order of its operands.
-__device__ void RotateQueries(const Step& step, const Unit& unit, RankShared& shared) {
-  const int thread = threadIdx.x;
-  for (int g = thread >> 5; g < step.group; g += kBlockWarps)
-    RotateQuery(step, unit, g, shared.rotated[g]);
-  __syncthreads();
-  const int words = CodeQueryWords(step.head_dim, step.bits);
-  const int groups = CodeGroups(step.bits);
-  const int tiles = (step.group + kTileHeads - 1) / kTileHeads;
-  uint32_t* to = step.rotated + int64_t{unit.number} * tiles * words * 32;
-  for (int i = thread; i < tiles * words * 32; i += kBlockThreads) {
-    const int lane = i & 31;
-    const int group = i / 32 % groups;
-    const int row = (lane & 3) + 4 * (i / 32 % words / groups);
-    const int head = i / 32 / words * kTileHeads + (lane >> 2);
-    uint32_t word = 0;
-    for (int j = 0; j < 4; ++j) {
-      const int x = CodeElement(step.bits, row, group, j);
-      if (head < step.group && x < step.head_dim)
-        word |= static_cast<uint32_t>(
-                    static_cast<uint8_t>(static_cast<int8_t>(shared.rotated[head][x])))
-                << 8 * j;
-    }
-    to[i] = word;
-  }
-}
-
-// From how much estimated mass on a cluster is kept: the smallest are skipped while, taken at the
-// upper end of their bins, they add up to no more than the budget. One warp.
-__device__ void FindFilter(const Step& step, const Unit& unit, int g) {
-  const int lane = threadIdx.x & 31;
-  const int64_t parts = int64_t{unit.number} * step.rank_parts * step.group + g;
-  const float at_least = SumOver(step.part_forced + parts, step.rank_parts, step.group) +
-                         SumOver(step.part_floors + parts, step.rank_parts, step.group);
-  const float rest = (1 - step.target) * at_least;
-  constexpr int kPerLane = kMassBins / 32;
-  const int64_t head = int64_t{unit.number} * step.group + g;
-  const uint32_t* bins = step.cluster_bins + head * kBins + lane * kPerLane;
-  float masses[kPerLane];
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    sum += static_cast<float>(__ldcg(bins + i)) * Exp2(LogitAboveMassBin(lane * kPerLane + i));
-    masses[i] = sum;
-  }
-  const float before = WarpScan(sum, lane) - sum;
-  int skipped = 0;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) skipped += before + masses[i] <= step.skip_share * rest;
-  skipped = WarpSum(skipped);
-  if (lane != 0) return;
-  step.filters[head] = {skipped > 0 ? LogitAboveMassBin(skipped - 1) : -2 * kBelowAnchor,
-                        log2f(step.skip_token * rest)};
-}
-
-// A curve needs so many ranks; below, everything is read.
-constexpr int kLeastRanks = 32;
-constexpr int kLeastWindow = 8;
-
-// Mode paper: head and windows of query head g. True: a cluster's logit has no place in the bins.
-// `bins`: room for them. One warp.
-__device__ bool FindRanks(const Step& step, const Unit& unit, int g, uint32_t* bins) {
-  const int lane = threadIdx.x & 31;
-  const int64_t at = int64_t{unit.number} * step.group + g;
-  CopyBins(step.cluster_bins + at * kBins, bins);
-  const auto count = [](int, int in_bin) { return in_bin; };
-  const BinSums<int> chunks = SumBins<int>(bins, count);
-  const int all = WarpSum(chunks.sum);
-  PaperRanks ranks = {};  // bin 0: the head is everything
-  ranks.head_rows = all;
-  if (all >= kLeastRanks && step.target < 1) {
-    const int head = max(1, static_cast<int>(ceilf(step.head_share * static_cast<float>(all))));
-    const auto place = FindBin<int>(bins, chunks, head, count);
-    ranks.head_bin = place.bin;
-    ranks.head_rows = place.rows;
-    const int width = max(kLeastWindow, static_cast<int>(step.window_share * all));
-#pragma unroll
-    for (int w = 0; w < 2; ++w) {
-      const float share = w == 0 ? step.near_window : step.far_window;
-      const auto window = FindBin<int>(bins, chunks, max(1, static_cast<int>(share * all)), count);
-      ranks.window_bin[w] = window.bin;
-      ranks.window_stride[w] = max(1, window.in_bin / width);
-      ranks.window_rank[w] = window.rows - 0.5f * window.in_bin;
-    }
-  }
-  ranks.all_rows = all;
-  if (lane == 0) step.ranks[at] = ranks;
-  return bins[kBins - 1] != 0;
-}
-
 template <class Row, int kDim, int kHeadTiles, bool kPaper>
 __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
     RankKernel(const __grid_constant__ Step step) {
@@ -457,7 +323,7 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
   float forced[kHeadTiles][2] = {};
   float floors[kHeadTiles][2] = {};
   if (static_cast<int>(blockIdx.x) >= ranking) {
-    RotateQueries(step, unit, shared);
+    RotateQueries(step, unit, shared.rotated);
   } else {
     const int count = unit.closed * step.slots + unit.pages;
     const int tile = blockIdx.x * kBlockWarps + (thread >> 5);

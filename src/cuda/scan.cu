@@ -11,7 +11,6 @@
 namespace tactic::cuda {
 namespace {
 
-constexpr float kLargestHalf = 20 * kLog2e;  // of v / 2, in octaves
 // Tiles whose codes a warp has under way at a time.
 constexpr int kAhead = 4;
 
@@ -43,8 +42,7 @@ struct LaneHeads {
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int head =
-            min(n * kTileHeads + 2 * static_cast<int>(threadIdx.x & 3) + h, step.group - 1);
+        const int head = min(LaneHead(n, h), step.group - 1);
         const ScanQuery query = step.queries[heads + head];
         unit[n][h] = query.unit * kLog2e;
         offset[n][h] = -kLevelZero * query.unit * static_cast<float>(query.sum) * kLog2e;
@@ -105,7 +103,6 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
   const int thread = threadIdx.x;
   const int lane = thread & 31;
   const int r = lane >> 2;
-  const int t = lane & 3;
   uint32_t* tiles = bins + step.group * kBins;  // cluster << 16 | block of the span
   float* scores = reinterpret_cast<float*>(tiles + step.span_keys / kCodeBlock + kMaxSlots);
   for (int i = thread; i < step.group * kBins; i += kBlockThreads) bins[i] = 0;
@@ -161,9 +158,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
         for (int k = 0; k < 2; ++k) {
           const int key = block * kCodeBlock + r + 8 * k;
           there[k] = i + a < count && key >= shared.begins[cluster] && key < shared.ends[cluster];
-          scale[a][k] = there[k]
-                            ? __uint_as_float(uint32_t{__ldg(scales + key)} << 20) * kByteFloatUnit
-                            : -1.0f;
+          scale[a][k] = there[k] ? FromByteFloat(__ldg(scales + key)) : -1.0f;
         }
         tile[a].Load(codes + int64_t{block} * kBlock, lane, there);
       }
@@ -182,7 +177,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
           const int h = k & 1;
 #pragma unroll
           for (int n = 0; n < kHeadTiles; ++n) {
-            const int head = n * kTileHeads + 2 * t + h;
+            const int head = LaneHead(n, h);
             if (head >= step.group) continue;
             const float residual =
                 s * (static_cast<float>(dots[n][k]) * of.unit[n][h] + of.offset[n][h]);
@@ -206,17 +201,17 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
 
 }  // namespace
 
-Status LaunchScan(const Step& step, int bits, Stream stream) {
+Status LaunchScan(const Step& step, Stream stream) {
   const size_t words = static_cast<size_t>(step.group) * kBins + step.span_keys / kCodeBlock +
                        kMaxSlots + static_cast<size_t>(kMaxSlots) * step.group;
   // At its end the block wants room to plan in.
   const size_t shared =
       std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);
   return DispatchShape(step, [&]<int kDim, int kHeadTiles>() {
-    if (bits == 2)
+    if (step.bits == 2)
       return Launch(ScanKernel<2, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,
                     stream);
-    if (bits == 3)
+    if (step.bits == 3)
       return Launch(ScanKernel<3, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,
                     stream);
     return Launch(ScanKernel<4, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,

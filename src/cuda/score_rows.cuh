@@ -14,7 +14,6 @@ __device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
                                           float* to, const Position& position, const Found& found) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
-  const int t = lane & 3;
   for (int tile = threadIdx.x >> 5; tile * kTileRows < count; tile += kBlockWarps) {
     // Most warps have one tile: looking ahead would only take registers, and thereby other blocks.
     KeyTile<Row, kDim> keys;
@@ -26,7 +25,7 @@ __device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const int head = n * kTileHeads + 2 * t + (k & 1);
+        const int head = LaneHead(n, k & 1);
         const int i = tile * kTileRows + r + (k >> 1) * 8;
         if (head >= step.group || i >= count) continue;
         const float logit = Capped(s[n][k] * step.key_unit, step.softcap);

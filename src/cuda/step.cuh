@@ -2,6 +2,7 @@
 #ifndef TACTIC_SRC_CUDA_STEP_CUH_
 #define TACTIC_SRC_CUDA_STEP_CUH_
 
+#include "src/cuda/byte_float.cuh"
 #include "src/cuda/step.h"
 #include "src/cuda/tile.cuh"
 
@@ -10,6 +11,9 @@ namespace tactic::cuda {
 inline constexpr int kBlockThreads = 256;
 inline constexpr int kBlockWarps = kBlockThreads / 32;
 inline constexpr float kLn2 = 0.693147181f;
+// Half the variance of an error counts as no more (oracle_tactic.h).
+inline constexpr float kLargestHalfNats = 20;
+inline constexpr float kLargestHalf = kLargestHalfNats * kLog2e;
 
 // Blocks of selection that are to fit on a multiprocessor: what they do is wait for memory.
 __host__ __device__ constexpr int BlocksFor(int head_dim, int head_tiles) {
@@ -73,7 +77,7 @@ __device__ __forceinline__ Unit ReadUnit(const Step& step, int number) {
   return step.units[number];
 }
 
-// The same when an earlier kernel has decided: REQUIRES rank to have run.
+// Whether the unit is read densely, by what the stages so far have decided.
 __device__ __forceinline__ bool IsDense(const Step& step, const Unit& unit) {
   return __ldcg(step.dense + unit.number) != 0;
 }
@@ -191,6 +195,21 @@ __device__ __forceinline__ float LogitAboveMassBin(int bin) {
 __device__ __forceinline__ float AnchorOf(const Step& step, const Unit& unit, int g) {
   return __uint_as_float(__ldcg(step.anchors + static_cast<int64_t>(unit.number) * step.group + g));
 }
+
+// Those of a lane's heads; some head's where there is none.
+template <int kHeadTiles>
+struct LaneAnchors {
+  float of[kHeadTiles][2];
+
+  __device__ __forceinline__ LaneAnchors(const Step& step, const Unit& unit) {
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        of[n][h] = AnchorOf(step, unit, min(LaneHead(n, h), step.group - 1));
+    }
+  }
+};
 
 // --- spans ---
 

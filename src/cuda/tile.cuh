@@ -28,6 +28,17 @@ inline constexpr float kE4M3Unit = 256;
 inline constexpr float kNone = -1e30f;
 inline constexpr float kNothing = -1e29f;
 
+// Head number `h`, 0 or 1, of this lane's in tile n of heads.
+__device__ __forceinline__ int LaneHead(int n, int h) {
+  return n * kTileHeads + 2 * static_cast<int>(threadIdx.x & 3) + h;
+}
+
+__device__ __forceinline__ float WarpMax(float x) {
+#pragma unroll
+  for (int k = 16; k > 0; k >>= 1) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, k));
+  return x;
+}
+
 // --- element types ---
 
 struct RowBF16 {
@@ -266,8 +277,9 @@ struct ValueTile {
 };
 
 // Floats of a head's state as it is stored; a multiple of 16 bytes.
+__host__ __device__ constexpr int StateSize(int dim) { return dim + 4; }
 template <int kDim>
-inline constexpr int kStateSize = kDim + 4;
+inline constexpr int kStateSize = StateSize(kDim);
 
 // The softmax state of up to 8 kHeadTiles heads over the rows that a warp has seen. The maximum is
 // only raised when a logit exceeds it by kSlack octaves: weights stay below 2^kSlack, and most

@@ -15,8 +15,6 @@
 namespace tactic::cuda {
 namespace {
 
-constexpr float kLargestHalf = 20 * kLog2e;  // of v / 2, in octaves
-
 struct VerifyShared {
   int low[kMaxGroup];   // keys from here up are read after this round
   int high[kMaxGroup];  // and from here up before
@@ -63,7 +61,7 @@ __device__ int ChooseRows(const Step& step, const VerifyShared& shared, int begi
     const int key = min(first + lane, end - 1);
     KeyLevels<kHeadTiles> of;
     of.Load(levels + key * step.level_stride, step.group);
-    const float scale = __uint_as_float(uint32_t{__ldg(scales + key)} << 20) * kByteFloatUnit;
+    const float scale = FromByteFloat(__ldg(scales + key));
     bool read = false;
     bool before = false;
 #pragma unroll
@@ -118,15 +116,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     shared.high[thread] = __ldcg(&step.masses[heads + thread].high);
     shared.half[thread] = CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e;
   }
-  float anchors[kHeadTiles][2];
-#pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      anchors[n][h] =
-          AnchorOf(step, unit, min(n * kTileHeads + 2 * (lane & 3) + h, step.group - 1));
-    }
-  }
+  const LaneAnchors<kHeadTiles> anchors(step, unit);
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
     const int64_t base = int64_t{unit.number} * step.spans + span;
     const int64_t rows = base * step.span_keys;
@@ -184,11 +174,11 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
       for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const int head = n * kTileHeads + 2 * (lane & 3) + h;
+          const int head = LaneHead(n, h);
           if (head >= step.group) continue;
           const int level = levels[key * step.level_stride + head];
           if (level < shared.low[head] || level >= shared.high[head]) continue;
-          mass[n][h] += Exp2(step.logits[(rows + i) * step.group + head] - anchors[n][h]);
+          mass[n][h] += Exp2(step.logits[(rows + i) * step.group + head] - anchors.of[n][h]);
         }
       }
     }
@@ -197,10 +187,10 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
         step, unit, q, fresh, step.logits + (rows + before) * step.group,
         [&](int i) { return first + static_cast<int>(chosen[i] & 0xffffu); },
         [&](int i, int n, int h, float logit) {
-          const int head = n * kTileHeads + 2 * (lane & 3) + h;
+          const int head = LaneHead(n, h);
           const int level = levels[static_cast<int>(chosen[i] >> 16) * step.level_stride + head];
           if (level >= shared.low[head] && level < shared.high[head])
-            mass[n][h] += Exp2(logit - anchors[n][h]);
+            mass[n][h] += Exp2(logit - anchors.of[n][h]);
         });
     SumHeads(mass, step.group, shared.by_warp, step.exact + base * step.group);
     if (thread == 0) step.counts[base] = before + fresh;

@@ -12,6 +12,7 @@
 
 #include "src/reference/oracle_codes.h"
 #include "tactic/options.h"
+#include "tests/core/read_level.h"
 #include "tests/cuda/index_world.h"
 
 namespace tactic::cuda {
@@ -171,23 +172,6 @@ class IndexJudge {
            (first + key) / kCodeBlock * CodeBlockBytes(view_.head_dim, view_.bits);
   }
 
-  // Element x of a key's code as it is stored: which level, and its sign.
-  double Level(int key, int x) const {
-    const oracle::Quantiser& quantiser = oracle::QuantiserOf(view_.bits);
-    const uint8_t* column = Block(key) + 4 * (key % kCodeBlock) + x % 4;
-    const int quad = x / 4;
-    const int half = 1 << (view_.bits - 1);
-    if (view_.bits == 3) {
-      const int magnitude = column[quad / 4 * kCodeRow] >> (2 * (quad % 4)) & 3;
-      const size_t row = CodeRows(view_.head_dim, 2) + quad / 8;
-      const bool negative = (column[row * kCodeRow] >> (quad % 8) & 1) != 0;
-      return negative ? -quantiser.level[magnitude] : quantiser.level[magnitude];
-    }
-    const int count = view_.bits == 2 ? column[quad / 4 * kCodeRow] >> (2 * (quad % 4)) & 3
-                                      : column[quad / 2 * kCodeRow] >> (4 * (quad % 2)) & 15;
-    return count >= half ? quantiser.level[count - half] : -quantiser.level[half - 1 - count];
-  }
-
   void JudgeCode(int key, const Row& residual) {
     const oracle::Code code = oracle::EncodeResidual(residual, view_.bits);
     const Row y = oracle::Rotated(residual);
@@ -197,7 +181,7 @@ class IndexJudge {
     Row levels;
     bool right = true;
     for (int x = 0; x < view_.head_dim; ++x) {
-      levels.push_back(Level(key, x));
+      levels.push_back(ReadLevel(Block(key), view_.head_dim, view_.bits, key % kCodeBlock, x));
       ++elements_;
       if (levels[x] == code.levels[x]) continue;
       bool near = std::fabs(y[x]) <= kSlack * rms;

@@ -13,7 +13,9 @@
 
 #include "src/cuda/decoder_access.h"
 #include "src/cuda/index_access.h"
+#include "src/half.h"
 #include "src/reference/oracle_tactic.h"
+#include "tests/core/read_level.h"
 #include "tests/cuda/world.h"
 
 namespace tactic::cuda {
@@ -45,24 +47,6 @@ class Verdict {
   int64_t checks_ = 0;
   int64_t failures_ = 0;
 };
-
-// The level that `bits` and codes.h give element x of key `key` of a block.
-inline double LevelAt(const uint8_t* block, int dim, int bits, int key, int x) {
-  const oracle::Quantiser& quantiser = oracle::QuantiserOf(bits);
-  const int k = x / 4;
-  const auto byte = [&](int row) { return block[row * kCodeRow + 4 * key + x % 4]; };
-  const int pairs = (dim / 4 + 3) / 4;
-  if (bits == 4) {
-    const int code = byte(k / 2) >> 4 * (k % 2) & 15;
-    return code >= 8 ? quantiser.level[code - 8] : -quantiser.level[7 - code];
-  }
-  const int code = byte(k / 4) >> 2 * (k % 4) & 3;
-  if (bits == 2) return code >= 2 ? quantiser.level[code - 2] : -quantiser.level[1 - code];
-  const bool negative = (byte(pairs + k / 8) >> (k % 8) & 1) != 0;
-  return negative ? -quantiser.level[code] : quantiser.level[code];
-}
-
-inline double FromHalf(uint16_t bits) { return __half2float(*reinterpret_cast<__half*>(&bits)); }
 
 // The clusters of one KV head, read back from an index.
 struct HeadIndex {
@@ -108,7 +92,7 @@ inline HeadIndex ReadIndex(const Index& index, int head, int tokens, const Optio
   const auto mean = [&](size_t at) {
     oracle::Row row;
     if (view.bits == 0) return row;
-    for (int x = 0; x < dim; ++x) row.push_back(FromHalf(mean_scales[at]) * means[at * dim + x]);
+    for (int x = 0; x < dim; ++x) row.push_back(HalfToFloat(mean_scales[at]) * means[at * dim + x]);
     return row;
   };
   for (int j = 0; j < out.segments; ++j) {
@@ -123,7 +107,7 @@ inline HeadIndex ReadIndex(const Index& index, int head, int tokens, const Optio
       cluster.segment = j;
       const size_t at = j * slots + c;
       for (int x = 0; x < dim; ++x)
-        cluster.centroid.push_back(FromHalf(facts[at].scale) * centroids[at * dim + x]);
+        cluster.centroid.push_back(HalfToFloat(facts[at].scale) * centroids[at * dim + x]);
       for (uint8_t spread : facts[at].spreads) cluster.spreads.push_back(ByteToFloat(spread));
       cluster.longest = ByteToFloat(facts[at].longest);
       cluster.mean = mean(j * (slots + 1) + c);
@@ -135,7 +119,7 @@ inline HeadIndex ReadIndex(const Index& index, int head, int tokens, const Optio
         const uint8_t* at_block =
             codes.data() + (static_cast<size_t>(j) * size / kCodeBlock + i / kCodeBlock) * block;
         for (int x = 0; x < dim; ++x)
-          code.levels.push_back(LevelAt(at_block, dim, view.bits, i % kCodeBlock, x));
+          code.levels.push_back(ReadLevel(at_block, dim, view.bits, i % kCodeBlock, x));
         cluster.codes.push_back(code);
       }
       out.coded.clusters.push_back(cluster);
@@ -283,6 +267,37 @@ inline std::vector<double> JudgeRank(const UnitView& u, const HeadIndex& index, 
     }
   }
   return anchors;
+}
+
+// Spans that a unit's clusters are in.
+inline int SpansOf(const Step& step, const HeadIndex& index) {
+  return (index.segments + step.span_segments - 1) / step.span_segments;
+}
+
+// The rows that a unit's spans list: of span j the set want[j], each with its logits. Returns those
+// that the unit reads, forced ones first.
+inline std::vector<int64_t> JudgeListed(const UnitView& u, const HeadIndex& index,
+                                        const std::vector<std::set<int64_t>>& want,
+                                        Verdict* verdict) {
+  const Step& step = u.step;
+  const size_t room = size_t(step.spans) * step.span_keys;
+  const auto counts = u.Of(step.counts, step.spans);
+  const auto rows = u.Of(step.rows, room);
+  const auto logits = u.Of(step.logits, room * step.group);
+  std::vector<int64_t> all = ForcedRows(u, index);
+  for (size_t j = 0; j < want.size(); ++j) {
+    const size_t at = j * step.span_keys;
+    const std::set<int64_t> got(rows.begin() + at, rows.begin() + at + counts[j]);
+    verdict->That(got == want[j] && static_cast<int>(got.size()) == counts[j],
+                  "rows of span " + std::to_string(j));
+    for (int i = 0; i < counts[j]; ++i) {
+      for (int g = 0; g < step.group; ++g) {
+        verdict->Near(logits[(at + i) * step.group + g], u.logits[g][rows[at + i]], 3e-3, "logit");
+      }
+    }
+    all.insert(all.end(), want[j].begin(), want[j].end());
+  }
+  return all;
 }
 
 struct Tally {

@@ -128,11 +128,7 @@ class PaperJudge {
   }
 
   void JudgeRows() {
-    const auto counts = u_.Of(step_.counts, step_.spans);
-    const auto rows = u_.Of(step_.rows, size_t(step_.spans) * step_.span_keys);
-    const auto logits = u_.Of(step_.logits, size_t(step_.spans) * step_.span_keys * group_);
-    const int spans = (index_.segments + step_.span_segments - 1) / step_.span_segments;
-    std::vector<std::set<int64_t>> want(spans);
+    std::vector<std::set<int64_t>> want(SpansOf(step_, index_));
     for (size_t c = 0; c < clusters_.size(); ++c) {
       bool chosen = false;
       for (int g = 0; g < group_; ++g) chosen = chosen || bins_[g][c] >= ranks_[g].cut_bin;
@@ -140,18 +136,7 @@ class PaperJudge {
       want[clusters_[c].segment / step_.span_segments].insert(clusters_[c].members.begin(),
                                                               clusters_[c].members.end());
     }
-    rows_ = ForcedRows(u_, index_);
-    for (int j = 0; j < spans; ++j) {
-      const size_t at = size_t(j) * step_.span_keys;
-      std::set<int64_t> got(rows.begin() + at, rows.begin() + at + counts[j]);
-      v_->That(got == want[j] && static_cast<int>(got.size()) == counts[j],
-               "rows of span " + std::to_string(j));
-      for (int i = 0; i < counts[j]; ++i) {
-        for (int g = 0; g < group_; ++g)
-          v_->Near(logits[(at + i) * group_ + g], u_.logits[g][rows[at + i]], 3e-3, "logit");
-      }
-      rows_.insert(rows_.end(), want[j].begin(), want[j].end());
-    }
+    rows_ = JudgeListed(u_, index_, want, v_);
   }
 
   void JudgeOutputs() {

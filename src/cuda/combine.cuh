@@ -1,0 +1,113 @@
+// Stage combine: softmax states merged, the output, and what a head did.
+#ifndef TACTIC_SRC_CUDA_COMBINE_CUH_
+#define TACTIC_SRC_CUDA_COMBINE_CUH_
+
+#include "src/cuda/heads.cuh"
+#include "src/cuda/step.cuh"
+
+namespace tactic::cuda {
+
+struct MergedHead {
+  float max;
+  float weights;
+  float rows;  // weights without the tail's
+};
+
+// Merges `count` states, which are `stride` floats apart, of every head of the group; done(g, x,
+// sum, merged) gets elements x and x + 1 of the sums. kGlobal: they are other blocks', in device
+// memory. `factors`: group * count floats of shared memory. All threads of the block.
+template <int kDim, bool kGlobal, class Done>
+__device__ void MergeStates(const float* states, int count, int64_t stride, int group,
+                            float* factors, MergedHead* merged, const Done& done) {
+  constexpr int kSize = kStateSize<kDim>;
+  const int lane = threadIdx.x & 31;
+  const auto read = [](const float* p) { return kGlobal ? __ldcg(p) : *p; };
+  for (int g = threadIdx.x >> 5; g < group; g += kBlockWarps) {
+    const float* of = states + g * kSize + kDim;
+    float max = kNothing;
+    for (int k = lane; k < count; k += 32) {
+      const float mine = read(of + k * stride);
+      factors[g * count + k] = mine;
+      max = fmaxf(max, mine);
+    }
+    max = WarpMax(max);
+    float weights = 0;
+    float rows = 0;
+    for (int k = lane; k < count; k += 32) {
+      const float f = Exp2(factors[g * count + k] - max);
+      factors[g * count + k] = f;
+      weights += f * read(of + k * stride + 1);
+      rows += f * read(of + k * stride + 2);
+    }
+    weights = WarpSum(weights);
+    rows = WarpSum(rows);
+    if (lane == 0) merged[g] = {max, weights, rows};
+  }
+  __syncthreads();
+  // Two elements to a thread.
+  for (int i = 2 * threadIdx.x; i < group * kDim; i += 2 * kBlockThreads) {
+    const int g = i / kDim;
+    const int x = i % kDim;
+    const float* of = states + g * kSize + x;
+    float2 sum = {0, 0};
+#pragma unroll 8
+    for (int k = 0; k < count; ++k) {
+      const auto* at = reinterpret_cast<const float2*>(of + k * stride);
+      const float2 mine = kGlobal ? __ldcg(at) : *at;
+      const float f = factors[g * count + k];
+      sum.x += f * mine.x;
+      sum.y += f * mine.y;
+    }
+    done(g, x, sum, merged[g]);
+  }
+  __syncthreads();
+}
+
+// What a head of a unit that was not read densely is known to have selected.
+__device__ inline void ReportOwn(const Step& step, const Unit& unit, int g, DeviceReport* report) {
+  const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
+  float exact = 0;
+  if (step.mode == Mode::kTactic) {
+    const HeadMass& m = step.masses[head];
+    exact = m.exact;
+    report->own_rows = m.rows + unit.forced;
+    report->p_hat = Believed(m);
+    report->rounds = m.rounds;
+  } else {
+    for (int p = 0; p < step.rank_parts; ++p) {
+      exact += step.part_forced[(int64_t{unit.number} * step.rank_parts + p) * step.group + g];
+    }
+    for (int j = 0; j < unit.spans; ++j)
+      exact += step.exact[(int64_t{unit.number} * step.spans + j) * step.group + g];
+    report->own_rows = step.ranks[head].own_rows + unit.forced;
+    report->p_hat = -1;
+  }
+  report->own_lse = (AnchorOf(step, unit, g) + log2f(exact)) * kLn2;
+}
+
+// Elements x and x + 1 of the output, and once for a head its report.
+template <int kDim>
+__device__ void Finish(const Step& step, const Unit& unit, bool dense, int union_rows, int g, int x,
+                       float2 sum, const MergedHead& merged) {
+  const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
+  const float scale = merged.weights > 0 ? 1 / merged.weights : 0.0f;
+  WriteElement(step.out, step.out_type, head * kDim + x, sum.x * scale);
+  WriteElement(step.out, step.out_type, head * kDim + x + 1, sum.y * scale);
+  if (x != 0) return;
+  DeviceReport report;
+  report.union_rows = union_rows;
+  report.union_lse = (merged.max + log2f(merged.rows)) * kLn2;
+  report.own_rows = report.union_rows;
+  report.own_lse = report.union_lse;
+  report.p_hat = 1;
+  report.rounds = 0;
+  if (!dense) ReportOwn(step, unit, g, &report);
+  step.reports[head] = report;
+  if (g != 0) return;
+  step.listed[2 * unit.number] = dense ? 0 : unit.forced;
+  step.listed[2 * unit.number + 1] = dense ? 0 : unit.spans;
+}
+
+}  // namespace tactic::cuda
+
+#endif  // TACTIC_SRC_CUDA_COMBINE_CUH_
