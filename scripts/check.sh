@@ -79,18 +79,18 @@ check_asan() {
 
 # Races do not depend on the instruction set: the tests of the lower ones are left out.
 check_tsan() {
-  fixed_addresses scripts/build.sh tsan -- core_tests || return
+  fixed_addresses scripts/build.sh tsan -- thread_tests || return
   TSAN_OPTIONS=halt_on_error=1 run_ctest tsan -L '^core$' -E '/(sse4|ssse3|sse2|scalar)$'
 }
 
-# The program and what it is tested with: clang has seen them in check_tidy.
+# The libraries, kernels of every instruction set included; check_tidy has clang read the program.
 check_clang() {
   local compiler
   compiler=$(command -v clang++-14 || command -v clang++) || {
     say "no clang++ was found"
     return 1
   }
-  scripts/build.sh clang -DCMAKE_CXX_COMPILER="$compiler" -- core_tests llama_tests
+  scripts/build.sh clang -DCMAKE_CXX_COMPILER="$compiler" -- tactic tactic_llama
 }
 
 # That some kernels of each stage compile, for each kind of GPU.

@@ -20,9 +20,9 @@ inline constexpr bool kFew = false;
 // Whether kernels for rows of kDim elements of type Row are compiled. Few: every type once, the
 // smallest and the largest row.
 template <class Row, int kDim>
-inline constexpr bool kCompiled = !kFew || (std::is_same_v<Row, RowF16> && kDim == 64) ||
-                                  (std::is_same_v<Row, RowBF16> && kDim == 128) ||
-                                  (std::is_same_v<Row, RowE4M3> && kDim == 256);
+inline constexpr bool kCompiled =
+    !kFew || (std::is_same_v<Row, RowF16> && kDim == 64) ||
+    (std::is_same_v<Row, RowBF16> && kDim == 128) || (std::is_same_v<Row, RowE4M3> && kDim == 256);
 
 // f.operator()<head_dim>(), which returns a Status.
 template <class F>
