@@ -27,6 +27,30 @@ Status Bad(const char* name, const T& value, const char* expected) {
                                  "; expected " + expected);
 }
 
+// Segments of a span of at most so many clusters.
+int SpanSegments(const Step& step, int slots) { return std::max(1, slots / step.slots); }
+
+// How wide a step's spans are; returns how many a unit may have. Selections crowd: what a query
+// looks for fills some spans and leaves most of the others empty, and the block of a full one ends
+// last. But every span costs a chain of reads, whatever it holds. So spans are as wide as leaves
+// kLeastSpans for each multiprocessor, among which full ones get lost. Measured, 32 query and 8 KV
+// heads on an H100, mode tactic with 64, 128, 256 clusters, us: one sequence of 127K tokens 152,
+// 179, -; 8 of 31K 234, 264, 367; 8 of 127K 622, 533, 559; 32 of 127K 2050, 1620, 1430.
+constexpr int kLeastSpans = 15;
+int ChooseSpans(int64_t tokens, int units, int least, Step* step) {
+  constexpr int kNarrowest = 64;
+  int spans = 0;
+  for (int slots = kMaxSlots; slots >= kNarrowest; slots /= 2) {
+    step->span_segments = SpanSegments(*step, slots);
+    step->span_slots = step->span_segments * step->slots;
+    step->span_keys = step->span_segments * step->segment_size;
+    spans = static_cast<int>((tokens + step->span_keys - 1) / step->span_keys);
+    if (int64_t{spans} * units >= least) break;
+  }
+  step->spans = step->segments / step->span_segments;
+  return spans;
+}
+
 int PartsFor(int units, int blocks) { return std::max(1, (blocks + units / 2) / units); }
 
 }  // namespace
@@ -37,6 +61,7 @@ struct Decoder::Impl {
   int max_batch = 0;
   int64_t max_tokens = 0;
   int multiprocessors = 0;
+  int least_spans = 0;  // of all units, for spans to be wider than the narrowest
   uint8_t* memory = nullptr;
   size_t bytes = 0;
   Step step = {};  // what all steps have in common
@@ -123,6 +148,7 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   TACTIC_RETURN_IF_ERROR(FromCuda(
       cudaDeviceGetAttribute(&impl.multiprocessors, cudaDevAttrMultiProcessorCount, device),
       "its multiprocessors"));
+  impl.least_spans = kLeastSpans * impl.multiprocessors;
   Step& s = impl.step;
   s.kv_heads = shape.kv_heads;
   s.group = shape.group();
@@ -146,15 +172,10 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   s.far_window = static_cast<float>(options.far_window);
   s.window_share = static_cast<float>(options.window_share);
   s.level_stride = (s.group + 1) / 2 * 2;
-  // Selections crowd: what a query looks for fills some spans and leaves most of the others empty.
-  // With spans of 256 clusters mode paper took 454 us instead of 216, mode tactic 360 instead of
-  // 245 (8 sequences of 32K tokens, 32 query and 8 KV heads, H100).
-  constexpr int kSpanSlots = 64;
-  s.span_segments = std::max(1, kSpanSlots / s.slots);
-  s.span_slots = s.span_segments * s.slots;
-  s.span_keys = s.span_segments * s.segment_size;
-  s.spans = static_cast<int>((max_tokens + s.span_keys - 1) / s.span_keys);
-  s.segments = s.spans * s.span_segments;
+  // Whole spans, however wide.
+  const int widest = SpanSegments(s, kMaxSlots);
+  s.segments = static_cast<int>((max_tokens + s.segment_size - 1) / s.segment_size);
+  s.segments = (s.segments + widest - 1) / widest * widest;
   // What no cluster holds: mode tactic indexes pages as they come, mode paper whole segments; an
   // index may be a segment behind.
   s.forced_room = options.sinks + options.recent + 2 * options.segment_size;
@@ -196,7 +217,7 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   // One more than that: in mode tactic it is for the queries (rank.cu).
   step.rank_parts = PartsFor(units, kRankBlocks * impl.multiprocessors) + 1;
   step.attend_blocks = kAttendBlocks * impl.multiprocessors;
-  const auto spans = static_cast<int>((request.max_length + step.span_keys - 1) / step.span_keys);
+  const int spans = ChooseSpans(request.max_length, units, impl.least_spans, &step);
   step.parts = std::min(spans, PartsFor(units, kSelectBlocks * impl.multiprocessors));
   step.q = request.q;
   step.q_type = request.q_type;
@@ -234,6 +255,7 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
 }
 
 const Step& DecoderAccess::LastStep(const Decoder& decoder) { return decoder.impl_->last; }
+void DecoderAccess::WidenSpans(Decoder* decoder) { decoder->impl_->least_spans = 0; }
 
 const DeviceReport* Decoder::reports() const { return impl_->step.reports; }
 size_t Decoder::WorkspaceBytes() const { return impl_->bytes; }

@@ -8,6 +8,8 @@ namespace tactic::cuda {
 
 struct DecoderAccess {
   static const Step& LastStep(const Decoder& decoder);
+  // From now on spans are as wide as they may be, as in a large batch.
+  static void WidenSpans(Decoder* decoder);
 };
 
 }  // namespace tactic::cuda

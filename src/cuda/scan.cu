@@ -28,8 +28,34 @@ __device__ __forceinline__ float2 MassAndToken(uint32_t bounds) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bounds));
 }
 
-// The heads of a lane: 2 t and 2 t + 1 of each tile of eight.
-template <int kHeadTiles>
+// How the products of a tile of codes, as tensor cores leave them, are shared out over the lanes.
+//
+// Lane 4 r + t has keys r and r + 8 for heads 2 t and 2 t + 1: of a group of at most four heads,
+// lanes with t >= 2 have nothing. They take key r + 8 of the lane two below.
+template <int kHeadTiles, bool kFour>
+struct LaneShare {
+  static constexpr int kKeys = kFour ? 1 : 2;  // of a lane
+  static __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x & 31); }
+  // Of its keys, key k's place in the tile.
+  static __device__ __forceinline__ int Key(int k) {
+    return kFour ? (Lane() >> 2) + 4 * (Lane() & 2) : (Lane() >> 2) + 8 * k;
+  }
+  static __device__ __forceinline__ int Head(int n, int h) {
+    return kFour ? 2 * (Lane() & 1) + h : LaneHead(n, h);
+  }
+  static __device__ __forceinline__ void Deal(int (&dots)[kHeadTiles][4]) {
+    if constexpr (kFour) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int from = __shfl_up_sync(kAllLanes, dots[0][2 + h], 2);
+        if ((Lane() & 2) != 0) dots[0][h] = from;
+      }
+    }
+  }
+};
+
+// What scores become logits with, for the heads of a lane.
+template <int kHeadTiles, class Share>
 struct LaneHeads {
   float unit[kHeadTiles][2];    // of a product of bytes, in octaves
   float offset[kHeadTiles][2];  // that all products have
@@ -42,7 +68,7 @@ struct LaneHeads {
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int head = min(LaneHead(n, h), step.group - 1);
+        const int head = min(Share::Head(n, h), step.group - 1);
         const ScanQuery query = step.queries[heads + head];
         unit[n][h] = query.unit * kLog2e;
         offset[n][h] = -kLevelZero * query.unit * static_cast<float>(query.sum) * kLog2e;
@@ -95,7 +121,8 @@ __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, boo
   return keep;
 }
 
-template <int kBits, int kDim, int kHeadTiles>
+// kFour: the group has at most four heads.
+template <int kBits, int kDim, int kHeadTiles, bool kFour>
 __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     ScanKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t bins[];  // [group][kBins], then tiles, then scores
@@ -114,7 +141,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
   if (thread < step.group) shared.filters[thread] = step.filters[heads + thread];
   CodeQueryTile<kBits, kDim, kHeadTiles> q;
   q.Load(step.rotated + int64_t{unit.number} * kHeadTiles * CodeQueryWords(kDim, kBits) * 32, lane);
-  LaneHeads<kHeadTiles> of;
+  using Share = LaneShare<kHeadTiles, kFour>;
+  LaneHeads<kHeadTiles, Share> of;
   of.Load(step, unit, kBits);
   constexpr int kBlock = static_cast<int>(CodeBlockBytes(kDim, kBits));
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
@@ -147,7 +175,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
     uint16_t* levels = step.levels + base * step.span_keys * step.level_stride;
     for (int i = (thread >> 5) * kAhead; i < count; i += kBlockWarps * kAhead) {
       CodeTile<kBits, kDim> tile[kAhead];
-      float scale[kAhead][2];
+      float scale[kAhead][Share::kKeys];
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         const uint32_t entry = tiles[min(i + a, count - 1)];
@@ -158,7 +186,13 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
         for (int k = 0; k < 2; ++k) {
           const int key = block * kCodeBlock + r + 8 * k;
           there[k] = i + a < count && key >= shared.begins[cluster] && key < shared.ends[cluster];
-          scale[a][k] = there[k] ? FromByteFloat(__ldg(scales + key)) : -1.0f;
+        }
+#pragma unroll
+        for (int k = 0; k < Share::kKeys; ++k) {
+          const int key = block * kCodeBlock + Share::Key(k);
+          const bool second = Share::kKeys == 1 ? (lane & 2) != 0 : k == 1;
+          const bool in = second ? there[1] : there[0];
+          scale[a][k] = in ? FromByteFloat(__ldg(scales + key)) : -1.0f;
         }
         tile[a].Load(codes + int64_t{block} * kBlock, lane, there);
       }
@@ -169,23 +203,26 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
         const float* score = scores + static_cast<int>(entry >> 16) * step.group;
         int dots[kHeadTiles][4];
         q.Score(tile[a], dots);
+        Share::Deal(dots);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const float s = scale[a][k >> 1];
+        for (int k = 0; k < Share::kKeys; ++k) {
+          const float s = scale[a][k];
           if (s < 0) continue;  // not a member
-          const int key = static_cast<int>(entry & 0xffffu) * kCodeBlock + r + 8 * (k >> 1);
-          const int h = k & 1;
+          const int key = static_cast<int>(entry & 0xffffu) * kCodeBlock + Share::Key(k);
 #pragma unroll
           for (int n = 0; n < kHeadTiles; ++n) {
-            const int head = LaneHead(n, h);
-            if (head >= step.group) continue;
-            const float residual =
-                s * (static_cast<float>(dots[n][k]) * of.unit[n][h] + of.offset[n][h]);
-            const float half = fminf(of.half[n][h] * s * s, kLargestHalf);
-            const float x = Capped(score[head] + residual, step.softcap) + half - of.anchor[n][h];
-            const int level = LevelOf(x);
-            levels[key * step.level_stride + head] = static_cast<uint16_t>(level);
-            atomicAdd(bins + head * kBins + level / kLevelsPerBin, 1u);
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+              const int head = Share::Head(n, h);
+              if (head >= step.group) continue;
+              const float residual =
+                  s * (static_cast<float>(dots[n][2 * k + h]) * of.unit[n][h] + of.offset[n][h]);
+              const float half = fminf(of.half[n][h] * s * s, kLargestHalf);
+              const float x = Capped(score[head] + residual, step.softcap) + half - of.anchor[n][h];
+              const int level = LevelOf(x);
+              levels[key * step.level_stride + head] = static_cast<uint16_t>(level);
+              atomicAdd(bins + head * kBins + level / kLevelsPerBin, 1u);
+            }
           }
         }
       }
@@ -208,14 +245,18 @@ Status LaunchScan(const Step& step, Stream stream) {
   const size_t shared =
       std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);
   return DispatchShape(step, [&]<int kDim, int kHeadTiles>() {
-    if (step.bits == 2)
-      return Launch(ScanKernel<2, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,
-                    stream);
-    if (step.bits == 3)
-      return Launch(ScanKernel<3, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,
-                    stream);
-    return Launch(ScanKernel<4, kDim, kHeadTiles>, step, UnitGrid(step, step.parts), shared,
-                  stream);
+    const auto launch = [&]<int kBits>() {
+      if constexpr (kHeadTiles == 1) {
+        if (step.group <= 4)
+          return Launch(ScanKernel<kBits, kDim, 1, true>, step, UnitGrid(step, step.parts), shared,
+                        stream);
+      }
+      return Launch(ScanKernel<kBits, kDim, kHeadTiles, false>, step, UnitGrid(step, step.parts),
+                    shared, stream);
+    };
+    if (step.bits == 2) return launch.template operator()<2>();
+    if (step.bits == 3) return launch.template operator()<3>();
+    return launch.template operator()<4>();
   });
 }
 

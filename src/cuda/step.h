@@ -1,7 +1,8 @@
 // A decode step as its kernels see it: the request, and buffers in device memory.
 //
 // A *unit* is one KV head of one sequence, number sequence * kv_heads + head; a *span* is one
-// of its segments, or some where they are small: at most a cluster for each thread of a block.
+// or some of its segments, as the step chooses (decoder.cu): at most a cluster for each thread of a
+// block.
 // Every stage but the last is a grid of blocks for each unit, its *parts*, which share the unit's
 // spans: block p takes p, p + parts, and so on. What the next stage has to know (thresholds) is
 // found by the block of a unit that ends last, from integer counts and from sums that are stored
@@ -135,7 +136,7 @@ struct Step {
   float head_share, near_window, far_window, window_share;
 
   // --- buffers; [unit] first, then as said ---
-  int segments;       // room for; whole spans
+  int segments;       // room for; whole spans, however wide
   int spans;          // room for
   int span_segments;  // of a span
   int span_slots;

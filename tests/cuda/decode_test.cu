@@ -80,6 +80,12 @@ void RunCase(const Case& c, Verdict* verdict, Tally* all) {
   const std::vector<float> second = world.Out();
   verdict->That(std::memcmp(first.data(), second.data(), first.size() * sizeof(float)) == 0,
                 "a second step gives the same bits");
+  DecoderAccess::WidenSpans(decoder.get());
+  Must(decoder->Decode(world.request, nullptr), "Decode");
+  Must(cudaDeviceSynchronize(), "a step");
+  Tally wide;
+  verdict->where = c.name + ", wide spans";
+  JudgeStep(world, c.options, *decoder, c.world.lengths, verdict, &wide, &paper);
   tally.Print(c.name.c_str());
   if (paper.oracle_rows > 0)
     std::printf("    own rows over those of the published order: %.3f\n",
