@@ -20,7 +20,7 @@ inline int DenseBelow(Mode mode, int head_dim, int units) {
   constexpr Row kRows[] = {
       {24, 98304, 114688, 196608, 524288},
       {96, 16384, 24576, 28672, 114688},
-      {1 << 30, 8192, 8192, 16384, 65536},
+      {1 << 30, 8192, 8192, 16384, 28672},
   };
   const Row* row = kRows;
   while (units > row->most_units) ++row;
