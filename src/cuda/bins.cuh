@@ -31,6 +31,7 @@ __device__ __forceinline__ void CopyBins(const uint32_t* from, uint32_t* to) {
 #pragma unroll
   for (int c = 0; c < kChunks; ++c)
     all[c] = __ldcg(reinterpret_cast<const uint4*>(from) + 32 * c + lane);
+  __syncwarp();  // no lane still reads the bins of the warp's last head
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) reinterpret_cast<uint4*>(to)[32 * c + lane] = all[c];
   __syncwarp();

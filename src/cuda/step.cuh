@@ -15,7 +15,8 @@ inline constexpr float kLn2 = 0.693147181f;
 inline constexpr float kLargestHalfNats = 20;
 inline constexpr float kLargestHalf = kLargestHalfNats * kLog2e;
 
-// Blocks of selection that are to fit on a multiprocessor: what they do is wait for memory.
+// Blocks of scan, sample and cut that are to fit on a multiprocessor: what they do is wait for
+// memory.
 __host__ __device__ constexpr int BlocksFor(int head_dim, int head_tiles) {
   return head_dim > 128 || head_tiles > 1 ? 1 : 3;
 }

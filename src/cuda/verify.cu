@@ -94,6 +94,7 @@ __device__ int ChooseRows(const Step& step, const VerifyShared& shared, int begi
   return count;
 }
 
+// Four blocks on a multiprocessor: one waits for its rows most of the time.
 template <class Row, int kDim, int kHeadTiles>
 __global__ void __launch_bounds__(kBlockThreads, kDim > 128 || kHeadTiles > 1 ? 1 : 4)
     VerifyKernel(const __grid_constant__ Step step) {
