@@ -226,7 +226,7 @@ __device__ void AddTail(const Step& step, const Unit& unit, int begin, int end,
 
 // kDense: the whole batch is read densely.
 template <class Row, int kDim, int kHeadTiles, bool kDense>
-__global__ void __launch_bounds__(kBlockThreads, kDim > 128 || kHeadTiles > 1 ? 1 : 2)
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
     AttendKernel(const __grid_constant__ Step step) {
   extern __shared__ int dynamic[];
   __shared__ AttendShared shared;

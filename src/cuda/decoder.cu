@@ -30,13 +30,15 @@ Status Bad(const char* name, const T& value, const char* expected) {
 // Segments of a span of at most so many clusters.
 int SpanSegments(const Step& step, int slots) { return std::max(1, slots / step.slots); }
 
+// Spans of all units for each multiprocessor, at least, where they are wider than the narrowest.
+constexpr int kLeastSpans = 15;
+
 // How wide a step's spans are; returns how many a unit may have. Selections crowd: what a query
 // looks for fills some spans and leaves most of the others empty, and the block of a full one ends
 // last. But every span costs a chain of reads, whatever it holds. So spans are as wide as leaves
-// kLeastSpans for each multiprocessor, among which full ones get lost. Measured, 32 query and 8 KV
+// `least` of all units, among which full ones get lost. Measured, 32 query and 8 KV
 // heads on an H100, mode tactic with 64, 128, 256 clusters, us: one sequence of 127K tokens 152,
 // 179, -; 8 of 31K 234, 264, 367; 8 of 127K 622, 533, 559; 32 of 127K 2050, 1620, 1430.
-constexpr int kLeastSpans = 15;
 int ChooseSpans(int64_t tokens, int units, int least, Step* step) {
   constexpr int kNarrowest = 64;
   int spans = 0;
@@ -61,7 +63,7 @@ struct Decoder::Impl {
   int max_batch = 0;
   int64_t max_tokens = 0;
   int multiprocessors = 0;
-  int least_spans = 0;  // of all units, for spans to be wider than the narrowest
+  int least_spans = 0;  // see ChooseSpans
   uint8_t* memory = nullptr;
   size_t bytes = 0;
   Step step = {};  // what all steps have in common

@@ -177,7 +177,7 @@ __device__ void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bin
 }
 
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
     SampleKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t chosen[];
   __shared__ PaperShared shared;
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
 }
 
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
     CutKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t chosen[];
   __shared__ PaperShared shared;

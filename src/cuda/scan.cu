@@ -123,7 +123,7 @@ __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, boo
 
 // kFour: the group has at most four heads.
 template <int kBits, int kDim, int kHeadTiles, bool kFour>
-__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
     ScanKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t bins[];  // [group][kBins], then tiles, then scores
   __shared__ ScanShared shared;
@@ -181,20 +181,17 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles))
         const uint32_t entry = tiles[min(i + a, count - 1)];
         const int cluster = entry >> 16;
         const int block = entry & 0xffffu;
-        bool there[2];
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const int key = block * kCodeBlock + r + 8 * k;
-          there[k] = i + a < count && key >= shared.begins[cluster] && key < shared.ends[cluster];
-        }
+        const int begin = shared.begins[cluster];
+        const int end = i + a < count ? shared.ends[cluster] : 0;
+        const auto is_member = [&](int key) { return key >= begin && key < end; };
+        const int key = block * kCodeBlock;
+        const bool there[2] = {is_member(key + r), is_member(key + r + 8)};
+        tile[a].Load(codes + int64_t{block} * kBlock, lane, there);
 #pragma unroll
         for (int k = 0; k < Share::kKeys; ++k) {
-          const int key = block * kCodeBlock + Share::Key(k);
-          const bool second = Share::kKeys == 1 ? (lane & 2) != 0 : k == 1;
-          const bool in = second ? there[1] : there[0];
-          scale[a][k] = in ? FromByteFloat(__ldg(scales + key)) : -1.0f;
+          const int own = key + Share::Key(k);
+          scale[a][k] = is_member(own) ? FromByteFloat(__ldg(scales + own)) : -1.0f;
         }
-        tile[a].Load(codes + int64_t{block} * kBlock, lane, there);
       }
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {

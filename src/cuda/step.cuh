@@ -15,10 +15,10 @@ inline constexpr float kLn2 = 0.693147181f;
 inline constexpr float kLargestHalfNats = 20;
 inline constexpr float kLargestHalf = kLargestHalfNats * kLog2e;
 
-// Blocks of scan, sample and cut that are to fit on a multiprocessor: what they do is wait for
-// memory.
-__host__ __device__ constexpr int BlocksFor(int head_dim, int head_tiles) {
-  return head_dim > 128 || head_tiles > 1 ? 1 : 3;
+// Blocks of a kernel that are to fit on a multiprocessor, since most of the time they wait for
+// memory: `wanted`, but for rows and groups that need all registers.
+__host__ __device__ constexpr int BlocksFor(int head_dim, int head_tiles, int wanted) {
+  return head_dim > 128 || head_tiles > 1 ? 1 : wanted;
 }
 
 // A kernel that was launched before the one in front of it ended waits here until what that one

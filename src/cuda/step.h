@@ -1,11 +1,10 @@
 // A decode step as its kernels see it: the request, and buffers in device memory.
 //
-// A *unit* is one KV head of one sequence, number sequence * kv_heads + head; a *span* is one
-// or some of its segments, as the step chooses (decoder.cu): at most a cluster for each thread of a
-// block.
-// Every stage but the last is a grid of blocks for each unit, its *parts*, which share the unit's
-// spans: block p takes p, p + parts, and so on. What the next stage has to know (thresholds) is
-// found by the block of a unit that ends last, from integer counts and from sums that are stored
+// A *unit* is one KV head of one sequence, number sequence * kv_heads + head; a *span* is one or
+// some of its segments, as the step chooses (decoder.cu): at most a cluster for each thread of a
+// block. Every stage but the last is a grid of blocks for each unit, its *parts*, which share the
+// unit's spans: block p takes p, p + parts, and so on. What the next stage has to know (thresholds)
+// is found by the block of a unit that ends last, from integer counts and from sums that are stored
 // part by part and added in order, so a step gives the same bits every time.
 #ifndef TACTIC_SRC_CUDA_STEP_H_
 #define TACTIC_SRC_CUDA_STEP_H_

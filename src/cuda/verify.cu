@@ -94,9 +94,8 @@ __device__ int ChooseRows(const Step& step, const VerifyShared& shared, int begi
   return count;
 }
 
-// Four blocks on a multiprocessor: one waits for its rows most of the time.
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads, kDim > 128 || kHeadTiles > 1 ? 1 : 4)
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     VerifyKernel(const __grid_constant__ Step step) {
   // chosen: number of the member << 16 | place in the span; then words of ChooseRows.
   extern __shared__ uint32_t chosen[];

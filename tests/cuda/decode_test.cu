@@ -68,21 +68,22 @@ void RunCase(const Case& c, Verdict* verdict, Tally* all) {
   world.request.softcap = c.softcap;
   if (c.options.mode != Mode::kDense) world.MakeIndexes(c.options);
   const auto decoder = MakeDecoder(world, c.options);
-  Must(decoder->Decode(world.request, nullptr), "Decode");
-  Must(cudaDeviceSynchronize(), "a step");
+  const auto step = [&] {
+    Must(decoder->Decode(world.request, nullptr), "Decode");
+    Must(cudaDeviceSynchronize(), "a step");
+  };
+  step();
   Tally tally;
   PaperTally paper;
   JudgeStep(world, c.options, *decoder, c.world.lengths, verdict, &tally, &paper);
   // Again: nothing is left over from the first, and every bit is the same.
   const std::vector<float> first = world.Out();
-  Must(decoder->Decode(world.request, nullptr), "Decode");
-  Must(cudaDeviceSynchronize(), "a step");
+  step();
   const std::vector<float> second = world.Out();
   verdict->That(std::memcmp(first.data(), second.data(), first.size() * sizeof(float)) == 0,
                 "a second step gives the same bits");
   DecoderAccess::WidenSpans(decoder.get());
-  Must(decoder->Decode(world.request, nullptr), "Decode");
-  Must(cudaDeviceSynchronize(), "a step");
+  step();
   Tally wide;
   verdict->where = c.name + ", wide spans";
   JudgeStep(world, c.options, *decoder, c.world.lengths, verdict, &wide, &paper);
