@@ -6,7 +6,7 @@ roofline.svg    from roofline.json: each stage's bandwidth as a share of that of
                 reads in the same way, by size of the data
 decode_*.svg    from decode_*.json (`tactic bench`): how often each policy is faster than llama.cpp,
                 by depth
-layer*.svg      from layer*.json (bench/layer): the same for one layer, against its first mode
+layer*.svg      from layer*.json (bench/layer): the same for one layer, against its first policy
 
 A file that is not there has no plot; one that cannot be understood is an error.
 """
@@ -91,8 +91,8 @@ def decode_curves(records: list[dict[str, Any]]) -> tuple[str, list[Curve]]:
 
 
 def layer_curves(layer: dict[str, Any]) -> tuple[str, list[Curve]]:
-    """Of the modes of bench/layer, and the first, which the others are compared with."""
-    lines = curves((r["mode"], r["tokens"], r["speedup"]) for r in layer["results"])
+    """Of the policies of bench/layer, and the first, which the others are compared with."""
+    lines = curves((r["policy"], r["tokens"], r["speedup"]) for r in layer["results"])
     return lines[0].name, lines
 
 

@@ -81,7 +81,7 @@ class PlotTest(unittest.TestCase):
         self.assertEqual((base, paper.speedups), ("dense", [2]))
 
     def test_every_file_gets_its_plot_and_the_same_one_each_time(self) -> None:
-        layer = {"results": [{"mode": "dense", "tokens": 16384, "speedup": 1.0}]}
+        layer = {"results": [{"policy": "dense", "tokens": 16384, "speedup": 1.0}]}
         self.write("roofline.json", ROOFLINE)
         self.write("decode_some.json", DECODE)
         self.write("layer_8b.json", layer)

@@ -1,5 +1,5 @@
-// What one layer's decode step costs at any length: dense, paper and tactic in turn, on synthetic
-// attention whose sparsity is the same at every length (synthetic.h). Prints a table to standard
+// What one layer's decode step costs at any length: policies in turn (modes, with parameters as for
+// `tactic quality`), on synthetic attention whose sparsity is the same at every length (synthetic.h). Prints a table to standard
 // error and JSON to standard output, with the time of each phase by its name in tactic/decode.h.
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/tactic/quality_policy.h"
 #include "bench/layer/synthetic.h"
 #include "tactic/decode.h"
 #include "tactic/isa.h"
@@ -31,7 +32,7 @@ struct Settings {
   int threads = 2;
   int queries = 8;
   int repeats = 3;
-  std::vector<std::string> modes = {"dense", "paper", "tactic"};
+  std::vector<std::string> policies = {"dense", "paper", "tactic"};
   uint64_t seed = 1;
 };
 
@@ -56,16 +57,17 @@ void Check(const Status& status) {
   if (!status.ok()) throw std::runtime_error(status.message());
 }
 
-// One mode on one layer.
+// One policy on one layer.
 class Player {
  public:
-  Player(Mode mode, const Settings& settings, const SyntheticLayer& layer, ThreadTeam* team)
-      : layer_(layer), team_(team), options_(Options::For(mode)) {
+  Player(const app::QualityPolicy& policy, const Settings& settings, const SyntheticLayer& layer,
+         ThreadTeam* team)
+      : layer_(layer), team_(team), name_(policy.name), options_(policy.options) {
     options_.target = settings.target;
     cells_.resize(static_cast<size_t>(layer.tokens()));
     std::iota(cells_.begin(), cells_.end(), 0u);
     out_.resize(static_cast<size_t>(layer.shape().q_heads * layer.shape().value_dim));
-    if (mode == Mode::kDense) return;
+    if (options_.mode == Mode::kDense) return;
     index_ = std::make_unique<SequenceIndex>(layer.shape(), options_);
     index_->SetQueryNorms(QueryNorms());
     index_->Append(layer.tokens());
@@ -112,7 +114,7 @@ class Player {
     const double steps = static_cast<double>(cases_) / layer_.shape().q_heads;
     const double bytes = static_cast<double>(bytes_) / steps;
     return {
-        {"mode", ModeName(options_.mode)},
+        {"policy", name_},
         {"tokens", layer_.tokens()},
         {"ms_median", Median()},
         {"ms_p10", Percentile(milliseconds_, 0.1)},
@@ -176,6 +178,7 @@ class Player {
 
   const SyntheticLayer& layer_;
   ThreadTeam* team_;
+  std::string name_;
   Options options_;
   std::vector<uint32_t> cells_;
   std::vector<float> out_;
@@ -194,7 +197,7 @@ json Run(const Settings& settings) {
   std::unique_ptr<ThreadTeam> team;
   Check(ThreadTeam::Create(settings.threads, &team));
   json results = json::array();
-  std::fprintf(stderr, "%9s %-7s %10s %7s %7s %7s %8s %9s\n", "tokens", "mode", "ms", "speedup",
+  std::fprintf(stderr, "%9s %-7s %10s %7s %7s %7s %8s %9s\n", "tokens", "policy", "ms", "speedup",
                "bytes", "GB/s", "reached", "own rows");
   for (const int64_t tokens : settings.tokens) {
     const SyntheticLayer layer(settings.shape, tokens, settings.needed, settings.queries,
@@ -208,10 +211,10 @@ json Run(const Settings& settings) {
     std::fprintf(stderr, "%9lld tokens; 90 %% of the mass are in %.0f\n",
                  static_cast<long long>(tokens), needed);
     std::vector<std::unique_ptr<Player>> players;
-    for (const std::string& name : settings.modes) {
-      Mode mode = Mode::kDense;
-      Check(ParseMode(name, &mode));
-      players.push_back(std::make_unique<Player>(mode, settings, layer, team.get()));
+    for (const std::string& spec : settings.policies) {
+      app::QualityPolicy policy;
+      Check(app::ParseQualityPolicy(spec, &policy));
+      players.push_back(std::make_unique<Player>(policy, settings, layer, team.get()));
     }
     // Once for its quality, which also grows all buffers.
     for (const auto& player : players) {
@@ -227,7 +230,7 @@ json Run(const Settings& settings) {
       r["needed"] = needed;
       results.push_back(r);
       std::fprintf(stderr, "%9lld %-7s %10.2f %7.2f %7.3f %7.1f %7.2f%% %9.0f\n",
-                   static_cast<long long>(tokens), r["mode"].get<std::string>().c_str(),
+                   static_cast<long long>(tokens), r["policy"].get<std::string>().c_str(),
                    r["ms_median"].get<double>(), r["speedup"].get<double>(),
                    r["share_of_dense_bytes"].get<double>(), r["gb_per_s"].get<double>(),
                    100 * r["reached"].get<double>(), r["own_rows"].get<double>());
@@ -261,7 +264,8 @@ int main(int argc, char** argv) {
   app.add_option("-t,--threads", settings.threads)
       ->check(CLI::Range(1, tactic::ThreadTeam::kMaxThreads))
       ->capture_default_str();
-  app.add_option("--modes", settings.modes, "Modes; speed-ups are over the first")
+  app.add_option("--policies", settings.policies,
+                 "Modes, with options as mode:key=value:...; speed-ups are over the first")
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--queries", settings.queries, "Different queries")
