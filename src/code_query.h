@@ -53,7 +53,8 @@ inline cpu::CentroidQuery SplitQuery(const float* q, int dim, float scale, int32
   auto* low = reinterpret_cast<int8_t*>(parts + dim / 4);
   int32_t sum = 0;
   for (int x = 0; x < dim; ++x) {
-    const int32_t whole = unit > 0 ? static_cast<int32_t>(std::lround(q[x] * scale / unit)) : 0;
+    const float units = unit > 0 ? q[x] * scale / unit : 0.0f;
+    const auto whole = static_cast<int32_t>(units + std::copysign(0.5f, units));
     const int32_t of_high =
         (whole + kLargest + cpu::kHighPart / 2) / cpu::kHighPart - cpu::kSmallByte;  // nearest
     high[x] = static_cast<int8_t>(of_high);

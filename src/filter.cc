@@ -34,15 +34,16 @@ void ScorePart(Step& step, int request, int kv_head, int part, int thread) {
   const int group = step.group();
   const int first = kv_head * group;
   const cpu::QueryHeads heads = step.Queries(r, first, group);
-  float energy[LayerShape::kMaxGroup][Codes::kRuns] = {};
+  float energy[LayerShape::kMaxGroup][Codes::kRuns];
   int32_t parts[LayerShape::kMaxGroup][LayerShape::kMaxDim / 2];
   cpu::CentroidQuery queries[LayerShape::kMaxGroup];
   const int dim = step.shape.head_dim;
   for (int g = 0; g < group; ++g) {
     const float* q = heads.q + g * heads.stride;
-    for (int x = 0; x < dim; ++x) {
-      const float scaled = q[x] * heads.scale;
-      energy[g][x * Codes::kRuns / dim] += scaled * scaled;
+    for (int run = 0, x = 0; run < Codes::kRuns; ++run) {
+      float sum = 0;
+      for (; x * Codes::kRuns < (run + 1) * dim; ++x) sum += q[x] * q[x];
+      energy[g][run] = sum * heads.scale * heads.scale;
     }
     queries[g] = SplitQuery(q, dim, heads.scale, parts[g]);
   }

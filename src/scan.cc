@@ -37,7 +37,7 @@ size_t SpreadSegment(Step& step, const RequestPlan& r, int kv_head, int64_t j, f
   const size_t padded = (clusters.starts[count] + kCodeBlock - 1) / kCodeBlock * kCodeBlock;
   for (int g = 0; g < step.group(); ++g) {
     cpu::SpreadScores(clusters.starts.data(), Kept(step, r, kv_head) + base, count,
-                      step.Scores(r, kv_head * step.group() + g) + base, padded,
+                      step.Scores(r, kv_head * step.group() + g) + base,
                       scores + static_cast<size_t>(g) * (padded + kCodeBlock));
   }
   return padded + kCodeBlock;

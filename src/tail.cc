@@ -39,7 +39,7 @@ void MeanWeights(Step& step, int request, int kv_head, int64_t j, float* weights
       continue;
     }
     const float* masses = Masses(step, r, first + g) + j * step.slots;
-    for (int c = 0; c < count; ++c) of[step.slots] += kept[c] != 0 ? 0 : masses[c];
+    of[step.slots] = cpu::SumMasses(masses, kept, static_cast<size_t>(step.slots)).skipped;
   }
 }
 

@@ -315,7 +315,7 @@ void ScanCodes(State& state, const LayerShape& shape, int bits, const Size& size
   const auto scan = [&](size_t segment) {
     for (size_t g = 0; g < group; ++g) {
       cpu::SpreadScores(clusters.starts.data(), kept.data(), clusters.count,
-                        scores.data() + g * slots, kKeys, by_key.data() + g * kStride);
+                        scores.data() + g * slots, by_key.data() + g * kStride);
     }
     cpu::ScanCodes({coded.planes.data() + segment * clusters.codes.planes.size(),
                     coded.scales.data() + segment * kKeys, bits, shape.head_dim},

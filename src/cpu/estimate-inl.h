@@ -145,24 +145,36 @@ HWY_INLINE void ScoreByteColumns(const CentroidQuery* queries, size_t dim,
   const hn::Repartition<float, ByteTag> d;
   constexpr int kHighShift = 6;
   static_assert(kHighPart == 1 << kHighShift);
-  for (size_t c = 0; c < padded; c += hn::Lanes(d)) {
-    hn::Vec<DotTag> high[kHeads];
-    hn::Vec<DotTag> low[kHeads];
-    for (int g = 0; g < kHeads; ++g) high[g] = low[g] = hn::Zero(di);
+  // Vectors of centroids at a time: what is set for them is set once.
+  constexpr size_t kVectors = 2;
+  const size_t lanes = hn::Lanes(d);
+  for (size_t c = 0; c < padded; c += kVectors * lanes) {
+    const size_t second = c + lanes < padded ? lanes : 0;  // the last one twice where there is none
+    hn::Vec<DotTag> high[kHeads][kVectors];
+    hn::Vec<DotTag> low[kHeads][kVectors];
+    for (int g = 0; g < kHeads; ++g) high[g][0] = high[g][1] = low[g][0] = low[g][1] = hn::Zero(di);
     for (size_t quad = 0; quad < dim / 4; ++quad) {
       const auto* at = reinterpret_cast<const uint8_t*>(centroids) + 4 * (quad * padded + c);
-      const auto bytes = Biased(hn::LoadU(du8, at));
+      const hn::Vec<ByteTag> bytes[kVectors] = {Biased(hn::LoadU(du8, at)),
+                                                Biased(hn::LoadU(du8, at + 4 * second))};
       for (int g = 0; g < kHeads; ++g) {
-        high[g] = DotAdd(high[g], bytes, hn::Set(di, queries[g].high[quad]));
-        low[g] = DotAdd(low[g], bytes, hn::Set(di, queries[g].low[quad]));
+        const auto of_high = hn::Set(di, queries[g].high[quad]);
+        const auto of_low = hn::Set(di, queries[g].low[quad]);
+        for (size_t v = 0; v < kVectors; ++v) {
+          high[g][v] = DotAdd(high[g][v], bytes[v], of_high);
+          low[g][v] = DotAdd(low[g][v], bytes[v], of_low);
+        }
       }
     }
-    const auto scale = LoadHalves(d, centroid_scales + c);
-    for (int g = 0; g < kHeads; ++g) {
-      const auto bias = hn::Set(di, kByteBias * queries[g].sum);
-      const auto dot = hn::Sub(hn::Add(hn::ShiftLeft<kHighShift>(high[g]), low[g]), bias);
-      const auto unit = hn::Mul(scale, hn::Set(d, queries[g].unit));
-      hn::StoreU(hn::Mul(hn::ConvertTo(d, dot), unit), d, scores + g * score_stride + c);
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t at = c + v * second;
+      const auto scale = LoadHalves(d, centroid_scales + at);
+      for (int g = 0; g < kHeads; ++g) {
+        const auto bias = hn::Set(di, kByteBias * queries[g].sum);
+        const auto dot = hn::Sub(hn::Add(hn::ShiftLeft<kHighShift>(high[g][v]), low[g][v]), bias);
+        const auto unit = hn::Mul(scale, hn::Set(d, queries[g].unit));
+        hn::StoreU(hn::Mul(hn::ConvertTo(d, dot), unit), d, scores + g * score_stride + at);
+      }
     }
   }
 #endif

@@ -225,11 +225,11 @@ struct MassBins {
   uint32_t count[kMassBins];
 };
 
-// by_key[i] = scores[c] * kKeyLevels for the members i of cluster c in [starts[c], starts[c + 1]),
-// -inf where kept[c] is 0 and from the last one to `padded`. Blocks of which no key is kept are
-// left alone. kCodeBlock more entries must be writable.
+// by_key[i] = scores[c] * kKeyLevels for the members i of cluster c in [starts[c], starts[c + 1]);
+// -inf for the other keys, and what is no key, in blocks that have members of kept clusters. In
+// blocks that have none, anything. kCodeBlock entries past the last block must be writable.
 void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
-                  size_t padded, float* by_key);
+                  float* by_key);
 
 // The keys of the blocks with numbers blocks[0, n), of which `first` is the first one of `codes`:
 // keys[h * key_stride + i] becomes the level of key i, whose centroid's score is scores[h *

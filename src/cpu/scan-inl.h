@@ -247,27 +247,26 @@ HWY_INLINE void ScanBlocks(const CodedKeys& codes, const LevelQuery* queries, fl
 #endif  // HWY_SCALAR
 
 HWY_ATTR void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters,
-                           const float* scores, size_t padded, float* by_key) {
+                           const float* scores, float* by_key) {
   const hn::CappedTag<float, kCodeBlock> d;
   const size_t lanes = hn::Lanes(d);
   const auto skipped = hn::Set(d, -std::numeric_limits<float>::infinity());
-  // What is written past the end of a cluster, the next one overwrites.
   const auto fill = [&](hn::Vec<decltype(d)> v, size_t begin, size_t end) HWY_ATTR {
     for (size_t i = begin; i < end; i += lanes) hn::StoreU(v, d, by_key + i);
   };
+  size_t filled = 0;  // up to this block
   for (int c = 0; c < clusters; ++c) {
+    if (kept[c] == 0) continue;
     const size_t begin = starts[c];
     const size_t end = starts[c + 1];
-    if (kept[c] != 0) {
-      fill(hn::Set(d, scores[c] * kKeyLevels), begin, end);
-      continue;
-    }
-    // Only the blocks that it shares with others.
-    const size_t first = std::min(end, (begin + kCodeBlock - 1) / kCodeBlock * kCodeBlock);
-    fill(skipped, begin, first);
-    fill(skipped, std::max(first, end / kCodeBlock * kCodeBlock), end);
+    // Also its first block, unless the cluster before has filled that, and the rest of its last one:
+    // what is written past the end of a cluster, the next one overwrites.
+    const size_t block = begin / kCodeBlock * kCodeBlock;
+    if (block >= filled) fill(skipped, block, begin);
+    fill(hn::Set(d, scores[c] * kKeyLevels), begin, end);
+    fill(skipped, end, end + kCodeBlock);
+    filled = (end + kCodeBlock - 1) / kCodeBlock * kCodeBlock;
   }
-  fill(skipped, starts[clusters], padded);
 }
 
 HWY_ATTR void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,

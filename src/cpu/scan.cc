@@ -58,8 +58,8 @@ MassSums SumMasses(const float* masses, const uint8_t* kept, size_t n) {
 }
 
 void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clusters, const float* scores,
-                  size_t padded, float* by_key) {
-  HWY_DYNAMIC_DISPATCH(SpreadScores)(starts, kept, clusters, scores, padded, by_key);
+                  float* by_key) {
+  HWY_DYNAMIC_DISPATCH(SpreadScores)(starts, kept, clusters, scores, by_key);
 }
 
 void ScanCodes(const CodedKeys& codes, const CodeQuery* queries, int heads, float softcap,

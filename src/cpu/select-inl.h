@@ -11,6 +11,7 @@
 
 #include "src/cpu/bins-inl.h"
 #include "src/cpu/estimate-inl.h"
+#include "tactic/shape.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tactic::cpu {
@@ -27,6 +28,14 @@ HWY_INLINE uint32_t MaskBits(D d, hn::Mask<D> mask) {
   return bits;
 }
 
+// The lanes whose bit is set.
+template <class D>
+HWY_INLINE hn::Mask<D> BitsMask(D d, uint32_t bits) {
+  uint8_t bytes[8] = {};
+  std::memcpy(bytes, &bits, sizeof(bits));
+  return hn::LoadMaskBits(d, bytes);
+}
+
 // Which levels are in a range: those that, less its low end, are below its width, as unsigned
 // numbers.
 template <class D>
@@ -40,32 +49,42 @@ HWY_ATTR size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads,
                            const KeyRange* ranges, const uint32_t* blocks, size_t n, uint64_t* read,
                            uint32_t* numbers, KeyLevel* levels, size_t level_stride) {
   const hn::CappedTag<KeyLevel, kCodeBlock> d;
-  const hn::CappedTag<float, kCodeBlock> df;
-  const hn::RebindToSigned<decltype(df)> di;
+  const hn::RebindToSigned<hn::CappedTag<float, kCodeBlock>> di;
+  int looking[LayerShape::kMaxGroup];  // heads whose range is not empty
+  int lookers = 0;
+  for (int g = 0; g < heads; ++g) {
+    looking[lookers] = g;
+    lookers += ranges[g].low < ranges[g].high ? 1 : 0;
+  }
+  if (lookers == 0) return 0;
   size_t count = 0;
   for (size_t b = 0; b < n; ++b) {
     const size_t begin = blocks[b] * size_t{kCodeBlock};
     uint32_t found = 0;
     for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(d)) {
-      auto any = InRange(d, hn::LoadU(d, keys + begin + i), ranges[0]);
-      for (int g = 1; g < heads; ++g)
-        any = hn::Or(any, InRange(d, hn::LoadU(d, keys + g * key_stride + begin + i), ranges[g]));
+      const KeyLevel* at = keys + begin + i;
+      auto any = InRange(d, hn::LoadU(d, at + looking[0] * key_stride), ranges[looking[0]]);
+      for (int l = 1; l < lookers; ++l) {
+        const int g = looking[l];
+        any = hn::Or(any, InRange(d, hn::LoadU(d, at + g * key_stride), ranges[g]));
+      }
       found |= MaskBits(d, any) << i;
     }
     if (found == 0) continue;
     uint64_t& word = read[begin / 64];
     found &= ~static_cast<uint32_t>(word >> (begin % 64));
     word |= static_cast<uint64_t>(found) << (begin % 64);
-    for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(di)) {
-      const uint32_t bits = found >> i;
-      uint8_t bytes[8] = {};
-      std::memcpy(bytes, &bits, sizeof(bits));
-      const auto mask = hn::LoadMaskBits(di, bytes);
+    size_t listed = count;
+    for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(d)) {
+      const auto mask = BitsMask(d, found >> i);
       for (int g = 0; g < heads; ++g) {
-        const auto level = LoadLevels(df, keys + g * key_stride + begin + i);
-        StoreLevels(df, hn::Compress(level, mask), levels + g * level_stride + count);
+        const auto level = hn::LoadU(d, keys + g * key_stride + begin + i);
+        hn::StoreU(hn::Compress(level, mask), d, levels + g * level_stride + listed);
       }
-      count += Append(di, hn::Iota(di, static_cast<int32_t>(begin + i)), mask,
+      listed += hn::CountTrue(d, mask);
+    }
+    for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(di)) {
+      count += Append(di, hn::Iota(di, static_cast<int32_t>(begin + i)), BitsMask(di, found >> i),
                       reinterpret_cast<int32_t*>(numbers) + count);
     }
   }

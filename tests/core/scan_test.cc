@@ -210,24 +210,30 @@ std::vector<uint32_t> SomeBlocks(size_t keys) {
 }
 
 TEST_P(ScanKernels, SpreadScores) {
-  for (size_t lead : {1, 5, 16, 17}) {
-    const auto first = static_cast<uint32_t>(lead);
-    const std::vector<uint32_t> starts = {0, first, first + 1, first + 33, first + 40};
-    const std::vector<uint8_t> kept = {1, 0, 1, 0};
-    const std::vector<float> scores = {1, 2, 3, 4};
-    const size_t padded = (starts[4] + 15) / 16 * 16;
+  std::mt19937 random(8);
+  for (int trial = 0; trial < 200; ++trial) {
+    constexpr int kClusters = 12;
+    std::vector<uint32_t> starts = {0};
+    std::vector<uint8_t> kept;
+    std::vector<float> scores;
+    for (int c = 0; c < kClusters; ++c) {
+      starts.push_back(starts.back() + 1 + static_cast<uint32_t>(random() % 50));
+      kept.push_back(random() % 4 == 0);
+      scores.push_back(static_cast<float>(c));
+    }
+    const size_t padded = (starts[kClusters] + 15) / 16 * 16;
     std::vector<float> keys(padded + 16, 9);
-    cpu::SpreadScores(starts.data(), kept.data(), 4, scores.data(), padded, keys.data());
+    cpu::SpreadScores(starts.data(), kept.data(), kClusters, scores.data(), keys.data());
     const auto score_of = [&](size_t i) {
-      size_t c = 0;
-      while (c < 4 && i >= starts[c + 1]) ++c;
-      return c < 4 && kept[c] != 0 ? scores[c] * cpu::kKeyLevels : -kInf;
+      int c = 0;
+      while (c < kClusters && i >= starts[c + 1]) ++c;
+      return c < kClusters && kept[c] != 0 ? scores[c] * cpu::kKeyLevels : -kInf;
     };
     for (size_t block = 0; block < padded; block += 16) {
       bool listed = false;
       for (size_t i = block; i < block + 16; ++i) listed = listed || score_of(i) != -kInf;
       for (size_t i = block; listed && i < block + 16; ++i)
-        ASSERT_EQ(keys[i], score_of(i)) << lead << " " << i;
+        ASSERT_EQ(keys[i], score_of(i)) << "trial " << trial << " key " << i;
     }
   }
 }
