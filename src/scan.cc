@@ -119,7 +119,10 @@ void FindThresholds(Step& step, int request, int kv_head) {
     }
     if (!std::isfinite(head.total)) group.everything = true;
     const double unread = Unread(step.options, head, 0);
-    const double need = EstimatedMassFor(step.options, head.fixed, unread, 1);
+    double& code_error = step.reports[step.Query(request, first + g)].code_error;
+    code_error = CodeError(r, kv_head, head.norm);
+    const double need =
+        EstimatedMassFor(step.options, head.fixed, unread, FirstRatio(code_error));
     const Threshold threshold = ThresholdFor(step, request, kv_head, g, need);
     head.threshold = threshold.key;
     head.range = {threshold.key, kNoKey};
@@ -128,7 +131,6 @@ void FindThresholds(Step& step, int request, int kv_head) {
     head.rows = 0;
     const double rows = threshold.key == kEveryKey ? tokens : threshold.rows;
     most = std::max(most, rows);
-    step.reports[step.Query(request, first + g)].code_error = CodeError(r, kv_head, head.norm);
   }
   const bool all =
       most + static_cast<double>(std::ssize(r.forced)) > step.options.dense_share * tokens;

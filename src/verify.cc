@@ -87,10 +87,10 @@ bool PlanRound(Step& step, int request, int kv_head) {
     head.range = {kNoKey, kNoKey};
     const double unread = Unread(step.options, head, head.estimated);
     if (head.threshold == kEveryKey || Reached(step.options, head.exact, unread)) continue;
-    // What the codes promised of the rows read so far, and what these kept. Keys are selected for
-    // being estimated high, so they keep less than they promise.
+    // What the codes promised of the rows read so far, and what these kept.
     const double ratio =
-        head.estimated > 0 ? std::clamp((head.exact - head.fixed) / head.estimated, 0.5, 1.0) : 1;
+        head.estimated > 0 ? std::clamp((head.exact - head.fixed) / head.estimated, kLeastRatio, 1.0)
+                           : 1;
     const double more = EstimatedMassFor(step.options, head.exact, unread, ratio);
     Threshold threshold = ThresholdFor(step, request, kv_head, g, head.estimated + more);
     // The bin's keys lie lower than if they were spread evenly: all of them.
@@ -132,7 +132,7 @@ void AddFound(Step& step, int request, int kv_head) {
 }
 
 double BelievedShare(const CodedHead& head) {
-  const double unread = std::max(0.0, head.total - head.estimated) + head.skipped;
+  const double unread = UnreadKeys(head, head.estimated) + head.skipped;
   return head.exact / (head.exact + unread);
 }
 
@@ -252,8 +252,8 @@ void VerifyStage(Step& step) {
     VerifyPart(step, request, kv_head, part);
     if (LastUnit(step, kVerifyUnits, request, kv_head)) NextRound(step, request, kv_head);
   });
-  // Most selections are extended, a KV head at a time: threads without a unit help with that rather
-  // than wait at the end of the stage. What another thread is at takes microseconds.
+  // Selections are extended a KV head at a time: threads without a unit help with that rather than
+  // wait at the end of the stage. What another thread is at takes microseconds.
   constexpr int kPatience = 1000;
   for (int idle = 0; step.coded.unverified.load(std::memory_order_acquire) > 0;) {
     if (ReadOn(step)) {

@@ -98,6 +98,7 @@ struct TacticHead {
   double reference = 0;
   double fixed = 0;     // mass of the forced rows
   double at_least = 0;  // of everything
+  double error = 0;     // variance of a code's logit, mean over all codes
   double skipped = 0;   // estimated mass of skipped clusters
   double total = 0;     // estimated mass of all keys of the others
   struct Key {
@@ -123,6 +124,13 @@ inline TacticHead MakeTacticHead(const CodedQuery& query, const CodedIndex& inde
   head.at_least = head.fixed;
   for (const ClusterEstimate& cluster : head.clusters)
     head.at_least += std::exp(cluster.floor - head.reference);
+  double codes = 0;
+  for (const CodedCluster& cluster : index.clusters) {
+    for (const Code& code : cluster.codes)
+      head.error += ElementError(cluster.bits) * code.scale * code.scale * query.norm;
+    codes += static_cast<double>(cluster.codes.size());
+  }
+  head.error /= std::max(1.0, codes);
   return head;
 }
 
@@ -217,16 +225,22 @@ inline double NeededMass(const Verified& v, double ratio, const Options& options
          (p * (v.exact + v.cautious) - v.exact) / (ratio * (1 - p) + p * options.unread_margin);
 }
 
-// What was kept of what the codes promised, within reason.
+// What keys, chosen for a high estimate, keep of what their codes promise: as expected, on the safe
+// side, and as observed.
+constexpr double kLeastRatio = 0.2;
+inline double FirstRatio(const TacticHead& head) {
+  return std::max(kLeastRatio, std::exp(-1.5 * head.error));
+}
 inline double ObservedRatio(const TacticHead& head, const Verified& v) {
-  return v.estimated > 0 ? std::clamp((v.exact - head.fixed) / v.estimated, 0.5, 1.0) : 1;
+  return v.estimated > 0 ? std::clamp((v.exact - head.fixed) / v.estimated, kLeastRatio, 1.0) : 1;
 }
 
 // How many of its keys a head reads: to the target by the codes, then by what was read.
 inline size_t SelectRows(const TacticHead& head, const std::vector<double>& logits,
                          const Options& options, int* rounds) {
   *rounds = 0;
-  size_t rows = Prefix(head, NeededMass(Verify(head, 0, logits, options), 1, options));
+  size_t rows =
+      Prefix(head, NeededMass(Verify(head, 0, logits, options), FirstRatio(head), options));
   while (*rounds < options.rounds && rows < head.keys.size()) {
     const Verified v = Verify(head, rows, logits, options);
     if (ReachedTarget(v, options)) break;

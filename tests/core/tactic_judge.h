@@ -260,7 +260,8 @@ class TacticJudge {
     ASSERT_LE(report.rounds, options.rounds);
     // What the codes ask for, in any case; a bin of few keys is read whole.
     const oracle::Verified none = oracle::Verify(head, 0, g.logits[h], options);
-    const size_t first = oracle::Prefix(head, oracle::NeededMass(none, 1, options));
+    const size_t first =
+        oracle::Prefix(head, oracle::NeededMass(none, oracle::FirstRatio(head), options));
     const double slack = cpu::kBinLevels / cpu::kKeyLevels + 2 * g.key_error;
     const auto at_least = [&](double key) {
       return static_cast<size_t>(std::count_if(head.keys.begin(), head.keys.end(),
