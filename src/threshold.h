@@ -6,19 +6,13 @@
 #include <cmath>
 
 #include "src/coded.h"
+#include "src/selection_rule.h"
 #include "tactic/options.h"
 
 namespace tactic {
 
-// A selection that believes, after its last round, to hold less than the target by more than this
-// is no selection.
-inline constexpr double kLargestShortfall = 0.1;
-
-// Estimated mass of the keys that were not read, when those that were have `estimated`. At least what
-// a total in single precision cannot tell from nothing: where a few estimates are too high by dozens
-// of logits, the rest would vanish beside them and a selection that holds nothing seem whole.
+// Estimated mass of the keys that were not read, when those that were have `estimated`.
 inline double UnreadKeys(const CodedHead& head, double estimated) {
-  constexpr double kResolution = 0x1p-22;
   return std::max(kResolution * head.total, head.total - estimated);
 }
 
@@ -28,14 +22,9 @@ inline double Unread(const Options& options, const CodedHead& head, double estim
          options.skipped_margin * head.skipped;
 }
 
-// Keys keep less than their codes promise, since they are chosen for a high estimate: of errors e the
-// ones upwards. On average they keep exp(-e^2) (measured, one text: 0.96, 0.81, 0.71, 0.61 for e of
-// 0.25, 0.45, 0.55, 0.65 logits). The first choice expects what leaves one selection of ten to be
-// extended; with exp(-e^2) itself it is half of them.
-inline constexpr double kLeastRatio = 0.2;
+// What the first choice's keys are expected to keep of what their codes, with that error, promise.
 inline double FirstRatio(double code_error) {
-  constexpr double kCaution = 1.5;
-  return std::max(kLeastRatio, std::exp(-kCaution * code_error * code_error));
+  return std::max<double>(kLeastRatio, std::exp(-kCaution * code_error * code_error));
 }
 
 // Whether exact mass `exact` is the target's share when `unread` is missing.

@@ -374,12 +374,14 @@ __global__ void __launch_bounds__(kThreads)
   if (coded && members.end == last) PadCodes<kDim>(build, head, segment, last);
 }
 
-// Means of the values of whole segments (of the open one: of its pages), from those of their
-// clusters as they are stored; one thread for each element. The first block also publishes what is
-// built: later kernels of the stream see it.
-__global__ void PublishKernel(const __grid_constant__ Build build) {
+// Of whole segments (of the open one: of its pages), means of their values, from those of their
+// clusters as they are stored, and the mean error of their codes; one thread for each element. The
+// first block also publishes what is built: later kernels of the stream see it. `element_error`:
+// CodeBook::error.
+__global__ void PublishKernel(const __grid_constant__ Build build, float element_error) {
   constexpr int kMostWarps = 8;
   __shared__ float most_of[kMostWarps];
+  __shared__ float squares_of[kMostWarps];
   const DeviceIndex& index = build.index;
   const int head = blockIdx.x;
   const int x = threadIdx.x;
@@ -403,11 +405,27 @@ __global__ void PublishKernel(const __grid_constant__ Build build) {
                          static_cast<float>(starts[c + 1] - starts[c]);
     sum += weight * static_cast<float>(index.means[(slot + c) * dim + x]);
   }
-  const float mean = sum / static_cast<float>(max(1, static_cast<int>(starts[clusters])));
+  const int keys = starts[clusters];
+  const float mean = sum / static_cast<float>(max(1, keys));
   float most = WarpMax(fabsf(mean));
-  if ((x & 31) == 0) most_of[x >> 5] = most;
+  const uint8_t* scales = index.key_scales + build.Slot(head, segment, index.segment_size);
+  float squares = 0;
+  for (int i = x; i < keys; i += dim) {
+    const float scale = FromByteFloat(scales[i]);
+    squares += scale * scale;
+  }
+  squares = WarpSum(squares);
+  if ((x & 31) == 0) {
+    most_of[x >> 5] = most;
+    squares_of[x >> 5] = squares;
+  }
   __syncthreads();
   for (int w = 0; w < dim / 32; ++w) most = fmaxf(most, most_of[w]);
+  if (x == 0) {
+    for (int w = 1; w < dim / 32; ++w) squares += squares_of[w];
+    index.errors[build.Slot(head, segment, 1)] =
+        element_error * squares / static_cast<float>(max(1, keys));
+  }
   const __half half = StepFor(most);
   index.means[(slot + index.slots) * dim + x] =
       static_cast<int8_t>(ByteOf(mean, __half2float(half)));
@@ -434,7 +452,8 @@ Status LaunchEncode(const Build& build, Element type, Stream stream) {
 Status LaunchPublish(const Build& build, Stream stream) {
   const DeviceIndex& index = build.index;
   const int segments = build.closed - build.first_segment + (build.pages > 0 ? 1 : 0);
-  PublishKernel<<<dim3(index.kv_heads, std::max(1, segments)), index.head_dim, 0, stream>>>(build);
+  PublishKernel<<<dim3(index.kv_heads, std::max(1, segments)), index.head_dim, 0, stream>>>(
+      build, kCodeBooks[index.bits].error);
   return FromCuda(cudaGetLastError(), "publishing an index");
 }
 

@@ -5,16 +5,19 @@
 
 #include "src/cuda/bins.cuh"
 #include "src/cuda/step.cuh"
+#include "src/selection_rule.h"
 
 namespace tactic::cuda {
 
 inline constexpr int kNoKey = kLastLevel + 1;  // a threshold that no key reaches
-// A selection that believes, after its last round, to hold less than the target by more than this
-// is no selection (threshold.h).
-inline constexpr float kLargestShortfall = 0.1f;
+
+// Estimated mass of the keys that were not read.
+__device__ __forceinline__ float UnreadKeys(const HeadMass& m) {
+  return fmaxf(kResolution * m.total, m.total - m.estimated);
+}
 
 __device__ __forceinline__ float Believed(const HeadMass& m) {
-  return m.exact / (m.exact + fmaxf(0.0f, m.total - m.estimated) + m.skipped);
+  return m.exact / (m.exact + UnreadKeys(m) + m.skipped);
 }
 
 __device__ __forceinline__ float KeyMass(int bin, int count) {
@@ -22,17 +25,13 @@ __device__ __forceinline__ float KeyMass(int bin, int count) {
 }
 
 // Lowers m.low to where the head has read enough, by what is known; m.high becomes what m.low was.
+// `ratio`: what keys keep of what their codes promise.
 __device__ __forceinline__ void PlanHead(const Step& step, const uint32_t* bins,
-                                         const BinSums<float>& chunks, HeadMass& m) {
+                                         const BinSums<float>& chunks, float ratio, HeadMass& m) {
   m.high = m.low;
-  const float unread =
-      step.unread_margin * fmaxf(0.0f, m.total - m.estimated) + step.skipped_margin * m.skipped;
+  const float unread = step.unread_margin * UnreadKeys(m) + step.skipped_margin * m.skipped;
   const float p = step.target;
   if (m.exact >= p * (m.exact + unread) || m.low == 0) return;
-  // What was kept of what the codes promised. Keys are selected for being estimated high, so they
-  // keep less than they promise.
-  const float ratio =
-      m.estimated > 0 ? fminf(fmaxf((m.exact - m.fixed) / m.estimated, 0.5f), 1.0f) : 1.0f;
   // x more, by estimate, is S + ratio x = P (S + ratio x + unread - margin x).
   const float more =
       (p * (m.exact + unread) - m.exact) / (ratio * (1 - p) + p * step.unread_margin);
@@ -64,6 +63,7 @@ __device__ __forceinline__ void PlanUnit(const Step& step, const Unit& unit, int
     const StridedSum skipped(step.skipped + by_segment, unit.segments, step.group);
     const StridedSum found(step.exact + int64_t{unit.number} * step.spans * step.group + g,
                            unit.spans, step.group);
+    const StridedSum errors(unit.errors, unit.segments, 1);
     uint32_t* bins = room + (threadIdx.x >> 5) * kBins;
     CopyBins(step.key_bins + head * kBins, bins);
     const BinSums<float> chunks = SumBins<float>(bins, KeyMass);
@@ -79,7 +79,14 @@ __device__ __forceinline__ void PlanUnit(const Step& step, const Unit& unit, int
       m.exact += found.Get();
     }
     if (after <= step.rounds) {
-      PlanHead(step, bins, chunks, m);
+      float ratio = 1;
+      if (after == 0) {
+        const float error = errors.Get() / unit.segments * step.queries[head].norm;
+        ratio = Exp2(-kCaution * kLog2e * error);
+      } else if (m.estimated > 0) {
+        ratio = fminf((m.exact - m.fixed) / m.estimated, 1.0f);
+      }
+      PlanHead(step, bins, chunks, fmaxf(ratio, kLeastRatio), m);
       m.rounds += after > 0 && m.low < m.high;
       if (static_cast<float>(m.rows + unit.forced) > step.dense_share * unit.tokens)
         if (lane == 0) atomicOr(&dense, 1);

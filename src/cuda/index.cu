@@ -61,6 +61,7 @@ struct Index::Impl {
     carver->Take(&index.codes, keys / kCodeBlock * CodeBlockBytes(index.head_dim, index.bits));
     carver->Take(&index.means, (slots + segments) * index.head_dim);
     carver->Take(&index.mean_scales, slots + segments);
+    carver->Take(&index.errors, segments);
   }
 
   // Whole segments and pages of the one after them among the first `end` positions.

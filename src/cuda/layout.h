@@ -53,6 +53,7 @@ struct DeviceIndex {
   uint8_t* codes = nullptr;       // [kv_head][segment][S / 16][CodeBlockBytes]
   int8_t* means = nullptr;  // [kv_head][segment][slots + 1][head_dim], of values; last: of all
   uint16_t* mean_scales = nullptr;  // [kv_head][segment][slots + 1], f16
+  float* errors = nullptr;  // [kv_head][segment]: variance of a code's element, mean over the keys
 };
 
 inline constexpr int kMaxKvHeads = 64;

@@ -70,6 +70,7 @@ __device__ __forceinline__ Unit FindUnit(const Step& step, int number) {
   unit.codes = index.codes + key / kCodeBlock * CodeBlockBytes(step.head_dim, index.bits);
   unit.means = index.means + (slot + segment) * step.head_dim;
   unit.mean_scales = index.mean_scales + slot + segment;
+  unit.errors = index.errors + segment;
   return unit;
 }
 

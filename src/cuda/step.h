@@ -84,6 +84,7 @@ struct Unit {
   const uint8_t* codes;
   const int8_t* means;
   const uint16_t* mean_scales;
+  const float* errors;
 
 #ifdef __CUDACC__
   // Clusters of span `span` that there may be.

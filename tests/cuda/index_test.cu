@@ -218,6 +218,7 @@ void CheckSame(const Stored& a, const Stored& b, const char* what) {
   CHECK(Same(a.codes, b.codes), "%s", what);
   CHECK(Same(a.means, b.means), "%s", what);
   CHECK(Same(a.mean_scales, b.mean_scales), "%s", what);
+  CHECK(Same(a.errors, b.errors), "%s", what);
 }
 
 // What is indexed is a function of the sequence, however it came about.

@@ -205,6 +205,7 @@ struct Stored {
   std::vector<uint8_t> codes;
   std::vector<int8_t> means;
   std::vector<uint16_t> mean_scales;
+  std::vector<float> errors;
 
   // First place of a segment in an array of [kv_head][segment][per].
   size_t At(int head, int segment, size_t per) const {
@@ -234,6 +235,7 @@ inline Stored Read(const Index& index, Stream stream) {
   copy(&stored.codes, view.codes, keys / kCodeBlock * CodeBlockBytes(view.head_dim, view.bits));
   copy(&stored.means, view.means, (slots + segments) * view.head_dim);
   copy(&stored.mean_scales, view.mean_scales, slots + segments);
+  copy(&stored.errors, view.errors, segments);
   return stored;
 }
 

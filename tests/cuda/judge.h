@@ -53,6 +53,7 @@ struct HeadIndex {
   oracle::CodedIndex coded;    // clusters with members only
   std::vector<int> slot_of;    // [cluster]: segment * slots + slot
   std::vector<int> first_key;  // [cluster]: place of its first member in its segment
+  std::vector<float> errors;   // [segment]: mean variance of a code's element
   int segments = 0;
   int coded_end = 0;
 };
@@ -88,6 +89,8 @@ inline HeadIndex ReadIndex(const Index& index, int head, int tokens, const Optio
     codes = of(view.codes, size / kCodeBlock * block);
     means = of(view.means, (slots + 1) * dim);
     mean_scales = of(view.mean_scales, slots + 1);
+    const auto errors = of(view.errors, 1);
+    out.errors.assign(errors.begin(), errors.begin() + out.segments);
   }
   const auto mean = [&](size_t at) {
     oracle::Row row;

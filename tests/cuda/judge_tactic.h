@@ -3,8 +3,10 @@
 #define TACTIC_TESTS_CUDA_JUDGE_TACTIC_H_
 
 #include <cstring>
+#include <numeric>
 
 #include "src/cuda/code_tile.cuh"
+#include "src/selection_rule.h"
 #include "tests/cuda/judge.h"
 
 namespace tactic::cuda {
@@ -194,6 +196,12 @@ class TacticJudge {
     return mass;
   }
 
+  // Variance of a code's logit, mean over segments.
+  double MeanError(int g) const {
+    const double sum = std::accumulate(index_.errors.begin(), index_.errors.end(), 0.0);
+    return sum / index_.segments * queries_[g].norm;
+  }
+
   // Where a head's selection ends: as the rule has it, from the levels that the device found.
   void JudgeThresholds() {
     const auto masses = u_.Of(step_.masses, group_);
@@ -203,7 +211,8 @@ class TacticJudge {
       const HeadMass& m = masses[g];
       const double total = MassFrom(g, 0);
       const auto unread = [&](double estimated) {
-        return o.unread_margin * std::max(0.0, total - estimated) + o.skipped_margin * skipped_[g];
+        return o.unread_margin * std::max(kResolution * total, total - estimated) +
+               o.skipped_margin * skipped_[g];
       };
       // The rule, in exact arithmetic.
       int low = kLastLevel + 1;
@@ -211,8 +220,9 @@ class TacticJudge {
       double exact = fixed_[g];
       for (int round = 0; round <= o.rounds; ++round) {
         if (exact >= p * (exact + unread(estimated)) || low == 0) break;
-        const double ratio =
-            estimated > 0 ? std::clamp((exact - fixed_[g]) / estimated, 0.5, 1.0) : 1;
+        double ratio = round == 0 ? std::exp(-kCaution * MeanError(g)) : 1;
+        if (estimated > 0) ratio = std::min((exact - fixed_[g]) / estimated, 1.0);
+        ratio = std::max<double>(ratio, kLeastRatio);
         const double need = estimated + (p * (exact + unread(estimated)) - exact) /
                                             (ratio * (1 - p) + p * o.unread_margin);
         int next = low;
