@@ -97,11 +97,11 @@ struct Options {
   double skip_token = 0.01;
   // How much the estimated mass of unread tokens, resp. of skipped clusters, is taken to be larger
   // than it looks when the selection decides that it has read enough. Range [1, 10].
-  double unread_margin = 1;
+  double unread_margin = 1.1;
   double skipped_margin = 1.5;
   // How often a selection that fell short of its target, by the exact keys it read, is extended.
   // Range [0, 16]. 0: never, which is no verification.
-  int rounds = 1;
+  int rounds = 2;
   // Whether unread tokens count in the output, with the mean values of their clusters.
   bool tail = true;
   // A KV head one of whose query heads would read more than this share of the context reads all of

@@ -109,7 +109,7 @@ TEST(AlgorithmArgs, HelpShowsTheDefaultsOfBothPolicies) {
   AddAlgorithmArgs(&app, &args);
   const std::string help = app.help();
   for (const char* part : {"--cluster-size INT=32 (paper: 16)", "--recent INT=64 (paper: 128)",
-                           "--target FLOAT=0.9 ", "--rounds INT=1 ", "=auto", "=clusters", "=on"}) {
+                           "--target FLOAT=0.9 ", "--rounds INT=2 ", "=auto", "=clusters", "=on"}) {
     EXPECT_NE(help.find(part), std::string::npos) << part << " in: " << help;
   }
 }
