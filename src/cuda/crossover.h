@@ -18,9 +18,9 @@ inline int DenseBelow(Mode mode, int head_dim, int units) {
     int narrow_paper, narrow_tactic;  // up to 64
   };
   constexpr Row kRows[] = {
-      {24, 98304, 114688, 196608, 524288},
-      {96, 16384, 24576, 28672, 114688},
-      {1 << 30, 8192, 8192, 16384, 28672},
+      {24, 98304, 98304, 196608, 524288},
+      {96, 16384, 16384, 28672, 49152},
+      {1 << 30, 8192, 8192, 16384, 16384},
   };
   const Row* row = kRows;
   while (units > row->most_units) ++row;
