@@ -42,8 +42,11 @@ void ScorePart(Step& step, int request, int kv_head, int part, int thread) {
     const float* q = heads.q + g * heads.stride;
     for (int run = 0, x = 0; run < Codes::kRuns; ++run) {
       float sum = 0;
-      for (; x * Codes::kRuns < (run + 1) * dim; ++x) sum += q[x] * q[x];
-      energy[g][run] = sum * heads.scale * heads.scale;
+      for (; x * Codes::kRuns < (run + 1) * dim; ++x) {
+        const float scaled = q[x] * heads.scale;
+        sum += scaled * scaled;
+      }
+      energy[g][run] = sum;
     }
     queries[g] = SplitQuery(q, dim, heads.scale, parts[g]);
   }

@@ -121,8 +121,7 @@ void FindThresholds(Step& step, int request, int kv_head) {
     const double unread = Unread(step.options, head, 0);
     double& code_error = step.reports[step.Query(request, first + g)].code_error;
     code_error = CodeError(r, kv_head, head.norm);
-    const double need =
-        EstimatedMassFor(step.options, head.fixed, unread, FirstRatio(code_error));
+    const double need = EstimatedMassFor(step.options, head.fixed, unread, FirstRatio(code_error));
     const Threshold threshold = ThresholdFor(step, request, kv_head, g, need);
     head.threshold = threshold.key;
     head.range = {threshold.key, kNoKey};

@@ -8,17 +8,17 @@ namespace tactic {
 // is no selection.
 inline constexpr float kLargestShortfall = 0.1f;
 
-// Keys keep less than their codes promise, since they are chosen for a high estimate: of errors e the
-// ones upwards. On average they keep exp(-e^2) (measured on a text of 16K tokens: 0.95, 0.81, 0.71,
-// 0.61 for e about 0.25, 0.45, 0.55, 0.65 logits). The first choice expects exp(-kCaution e^2), which
-// leaves one selection of ten to be extended; with a caution of 1 it is half of them.
+// Keys keep less than their codes promise, since they are chosen for a high estimate: of errors e
+// the ones upwards. On average they keep exp(-e^2) (measured on a text of 16K tokens: 0.95, 0.81,
+// 0.71, 0.61 for e about 0.25, 0.45, 0.55, 0.65 logits). The first choice expects exp(-kCaution
+// e^2), which leaves one selection of ten to be extended; with a caution of 1 it is half of them.
 inline constexpr float kCaution = 1.5f;
 // Nothing is taken to keep less.
 inline constexpr float kLeastRatio = 0.2f;
 
-// What a total in single precision cannot tell from nothing. As much counts as unread at least: where
-// a few estimates are too high by dozens of logits, the rest vanishes beside them, and a selection
-// that holds nothing would seem whole.
+// What a total in single precision cannot tell from nothing. As much counts as unread at least:
+// where a few estimates are too high by dozens of logits, the rest vanishes beside them, and a
+// selection that holds nothing would seem whole.
 inline constexpr float kResolution = 0x1p-22f;
 
 }  // namespace tactic

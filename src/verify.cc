@@ -88,10 +88,10 @@ bool PlanRound(Step& step, int request, int kv_head) {
     const double unread = Unread(step.options, head, head.estimated);
     if (head.threshold == kEveryKey || Reached(step.options, head.exact, unread)) continue;
     // What the codes promised of the rows read so far, and what these kept.
-    const double ratio = head.estimated > 0 ? std::clamp<double>((head.exact - head.fixed) /
-                                                                     head.estimated,
-                                                                 kLeastRatio, 1)
-                                            : 1;
+    const double ratio =
+        head.estimated > 0
+            ? std::clamp<double>((head.exact - head.fixed) / head.estimated, kLeastRatio, 1)
+            : 1;
     const double more = EstimatedMassFor(step.options, head.exact, unread, ratio);
     Threshold threshold = ThresholdFor(step, request, kv_head, g, head.estimated + more);
     // The bin's keys lie lower than if they were spread evenly: all of them.

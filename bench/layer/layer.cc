@@ -1,6 +1,7 @@
 // What one layer's decode step costs at any length: policies in turn (modes, with parameters as for
-// `tactic quality`), on synthetic attention whose sparsity is the same at every length (synthetic.h). Prints a table to standard
-// error and JSON to standard output, with the time of each phase by its name in tactic/decode.h.
+// `tactic quality`), on synthetic attention whose sparsity is the same at every length
+// (synthetic.h). Prints a table to standard error and JSON to standard output, with the time of
+// each phase by its name in tactic/decode.h.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>

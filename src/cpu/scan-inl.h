@@ -259,8 +259,8 @@ HWY_ATTR void SpreadScores(const uint32_t* starts, const uint8_t* kept, int clus
     if (kept[c] == 0) continue;
     const size_t begin = starts[c];
     const size_t end = starts[c + 1];
-    // Also its first block, unless the cluster before has filled that, and the rest of its last one:
-    // what is written past the end of a cluster, the next one overwrites.
+    // Also its first block, unless the cluster before has filled that, and the rest of its last
+    // one: what is written past the end of a cluster, the next one overwrites.
     const size_t block = begin / kCodeBlock * kCodeBlock;
     if (block >= filled) fill(skipped, block, begin);
     fill(hn::Set(d, scores[c] * kKeyLevels), begin, end);

@@ -227,7 +227,8 @@ class IndexJudge {
                stored_.mean_scales[slot + view_.slots], "mean of all values");
     double squares = 0;
     for (int i = 0; i < starts[clusters]; ++i)
-      squares += std::pow(ByteToFloat(stored_.key_scales[stored_.At(head_, segment_, view_.segment_size) + i]), 2);
+      squares += std::pow(
+          ByteToFloat(stored_.key_scales[stored_.At(head_, segment_, view_.segment_size) + i]), 2);
     const double error = oracle::ElementError(view_.bits) * squares / starts[clusters];
     CHECK(std::fabs(stored_.errors[stored_.At(head_, segment_, 1)] - error) <= 1e-4 * error,
           "head %d segment %d", head_, segment_);
