@@ -57,20 +57,21 @@ struct CodeTile {
   uint32_t levels[2][kWords];  // of keys r and r + 8
   uint32_t signs[2][kSigns ? kWords : 1];
 
-  // Keys that are not `there` are not read.
-  __device__ __forceinline__ void Load(const uint8_t* block, int lane, const bool (&there)[2]) {
-    const uint8_t* at = block + 4 * (lane >> 2);
+  // The block `at` bytes after `codes`.
+  __device__ __forceinline__ void Load(const uint8_t* codes, uint32_t at, int lane) {
+    at += 4 * (lane >> 2);
     constexpr int kHigh = 8 * 4;  // key r + 8
 #pragma unroll
     for (int m = 0; m < kWords; ++m) {
       const int row = (lane & 3) + 4 * m;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const bool read = there[i] && (kRows % 4 == 0 || row < kRows);
-        levels[i][m] = read ? Load4(at + i * kHigh + row * kCodeRow) : 0;
+        const bool read = kRows % 4 == 0 || row < kRows;
+        levels[i][m] = read ? Load4(codes + (at + i * kHigh + row * kCodeRow)) : 0;
         if constexpr (kSigns) {
           // A row of signs serves two of magnitudes: the second has the upper half of each byte.
-          const uint32_t both = read ? Load4(at + i * kHigh + (kRows + row / 2) * kCodeRow) : 0;
+          const uint32_t both =
+              read ? Load4(codes + (at + i * kHigh + (kRows + row / 2) * kCodeRow)) : 0;
           signs[i][m] = both >> row % 2 * 4;
         }
       }

@@ -20,9 +20,25 @@ struct ScanShared {
   int scratch[kBlockWarps];
   int flags[2];  // of PlanUnit
   int last;      // of EndsLast, which is still being read when PlanUnit begins
-  uint16_t begins[kMaxSlots];
-  uint16_t ends[kMaxSlots];
 };
+
+// A block of codes with members of one cluster, in 32 bits: first and last of them, and both within
+// the span.
+struct ScanTile {
+  uint32_t word;
+
+  __device__ __forceinline__ static ScanTile Of(int cluster, int block, int first, int last) {
+    return {static_cast<uint32_t>(cluster << 24 | last << 20 | first << 16 | block)};
+  }
+  // Without a member; its block is one that there is.
+  __device__ __forceinline__ static ScanTile None() { return Of(0, 0, kCodeBlock - 1, 0); }
+  __device__ __forceinline__ uint32_t Cluster() const { return word >> 24; }
+  __device__ __forceinline__ uint32_t Block() const { return word & 0xffffu; }
+  __device__ __forceinline__ bool Has(int key) const {
+    return key >= static_cast<int>(word >> 16 & 15) && key <= static_cast<int>(word >> 20 & 15);
+  }
+};
+static_assert(kCodeBlock == 16 && kMaxSlots == 256);
 
 __device__ __forceinline__ float2 MassAndToken(uint32_t bounds) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bounds));
@@ -54,13 +70,13 @@ struct LaneShare {
   }
 };
 
-// What scores become logits with, for the heads of a lane.
+// What products of bytes become levels with, for the heads of a lane.
 template <int kHeadTiles, class Share>
 struct LaneHeads {
-  float unit[kHeadTiles][2];    // of a product of bytes, in octaves
+  float unit[kHeadTiles][2];    // of a product, in octaves
   float offset[kHeadTiles][2];  // that all products have
-  float half[kHeadTiles][2];    // v / 2 of an error, over the square of the key's scale
-  float anchor[kHeadTiles][2];
+  float half[kHeadTiles][2];    // v / 2 of an error, over the square of the key's scale, in levels
+  float zero[kHeadTiles][2];    // level of the logit 0
 
   __device__ __forceinline__ void Load(const Step& step, const Unit& unit_of, int bits) {
     const int64_t heads = int64_t{unit_of.number} * step.group;
@@ -72,10 +88,21 @@ struct LaneHeads {
         const ScanQuery query = step.queries[heads + head];
         unit[n][h] = query.unit * kLog2e;
         offset[n][h] = -kLevelZero * query.unit * static_cast<float>(query.sum) * kLog2e;
-        half[n][h] = CodeError(bits) * query.norm / 2 * kLog2e;
-        anchor[n][h] = AnchorOf(step, unit_of, head);
+        half[n][h] = CodeError(bits) * query.norm / 2 * kLog2e * kLevelsPerOctave;
+        zero[n][h] = (kBelowAnchor - AnchorOf(step, unit_of, head)) * kLevelsPerOctave;
       }
     }
+  }
+
+  // Of a key with that scale, from the product of its code and the logit of its centroid.
+  __device__ __forceinline__ uint32_t Level(int n, int h, int dot, float scale, float score,
+                                            float softcap) const {
+    float x = fmaf(scale, fmaf(static_cast<float>(dot), unit[n][h], offset[n][h]), score);
+    if (softcap > 0) x = Capped(x, softcap);
+    const float more = fminf(half[n][h] * (scale * scale), kLargestHalf * kLevelsPerOctave);
+    // Negative numbers and NaN become 0.
+    const uint32_t level = __float2uint_rz(fmaf(x, kLevelsPerOctave, zero[n][h] + more));
+    return min(level, static_cast<uint32_t>(kLastLevel));
   }
 };
 
@@ -129,8 +156,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
   __shared__ ScanShared shared;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
-  const int r = lane >> 2;
-  uint32_t* tiles = bins + step.group * kBins;  // cluster << 16 | block of the span
+  ScanTile* tiles = reinterpret_cast<ScanTile*>(bins + step.group * kBins);
+  // [cluster][level_stride], of those that are kept.
   float* scores = reinterpret_cast<float*>(tiles + step.span_keys / kCodeBlock + kMaxSlots);
   for (int i = thread; i < step.group * kBins; i += kBlockThreads) bins[i] = 0;
   WaitForPrevious();
@@ -145,29 +172,35 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
   LaneHeads<kHeadTiles, Share> of;
   of.Load(step, unit, kBits);
   constexpr int kBlock = static_cast<int>(CodeBlockBytes(kDim, kBits));
+  __syncthreads();
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
     const int clusters = unit.SpanClusters(span, step.slots, step.span_slots);
     const int64_t base = int64_t{unit.number} * step.spans + span;
-    const float* from = step.scores + base * step.span_slots * step.group;
-    for (int i = thread; i < clusters * step.group; i += kBlockThreads)
-      scores[i] = __ldcg(from + i);
-    Members members = {};
-    if (thread < clusters) members = MembersOf(step, unit, span, thread);
-    shared.begins[thread] = static_cast<uint16_t>(members.begin);
-    shared.ends[thread] = static_cast<uint16_t>(members.end);
-    __syncthreads();
+    const bool there = thread < clusters;
+    constexpr int kHeads = kHeadTiles * kTileHeads;
+    const float* from = step.scores + (base * step.span_slots + thread) * step.group;
+    float of_cluster[kHeads];
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g)
+      of_cluster[g] = there && g < step.group ? __ldcg(from + g) : 0.0f;
+    const Members members = there ? MembersOf(step, unit, span, thread) : Members{};
     const bool keep =
         FilterClusters<kHeadTiles>(step, unit, span, members.begin < members.end, shared);
-    int first = 0;
-    int blocks = 0;
-    if (keep) {
-      first = members.begin / kCodeBlock;
-      blocks = (members.end - 1) / kCodeBlock - first + 1;
-    }
+    const int first = members.begin / kCodeBlock;
+    const int last = (members.end - 1) / kCodeBlock;
+    const int blocks = keep ? last - first + 1 : 0;
     int count;
     const int at = BlockScan(blocks, shared.scratch, &count);
-    for (int b = 0; b < blocks; ++b)
-      tiles[at + b] = static_cast<uint32_t>(thread) << 16 | static_cast<uint32_t>(first + b);
+    for (int b = 0; b < blocks; ++b) {
+      tiles[at + b] = ScanTile::Of(thread, first + b, b == 0 ? members.begin % kCodeBlock : 0,
+                                   first + b == last ? (members.end - 1) % kCodeBlock
+                                                     : kCodeBlock - 1);
+    }
+    if (keep) {
+#pragma unroll
+      for (int g = 0; g < kHeads; ++g)
+        if (g < step.level_stride) scores[thread * step.level_stride + g] = of_cluster[g];
+    }
     __syncthreads();
     const int64_t keys = int64_t{span} * step.span_keys;
     const uint8_t* codes = unit.codes + keys / kCodeBlock * kBlock;
@@ -175,50 +208,43 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
     uint16_t* levels = step.levels + base * step.span_keys * step.level_stride;
     for (int i = (thread >> 5) * kAhead; i < count; i += kBlockWarps * kAhead) {
       CodeTile<kBits, kDim> tile[kAhead];
-      float scale[kAhead][Share::kKeys];
+      uint32_t scale[kAhead][Share::kKeys];  // bytes
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        const uint32_t entry = tiles[min(i + a, count - 1)];
-        const int cluster = entry >> 16;
-        const int block = entry & 0xffffu;
-        const int begin = shared.begins[cluster];
-        const int end = i + a < count ? shared.ends[cluster] : 0;
-        const auto is_member = [&](int key) { return key >= begin && key < end; };
-        const int key = block * kCodeBlock;
-        const bool there[2] = {is_member(key + r), is_member(key + r + 8)};
-        tile[a].Load(codes + int64_t{block} * kBlock, lane, there);
+        const uint32_t block = (i + a < count ? tiles[i + a] : ScanTile::None()).Block();
+        tile[a].Load(codes, block * kBlock, lane);
 #pragma unroll
-        for (int k = 0; k < Share::kKeys; ++k) {
-          const int own = key + Share::Key(k);
-          scale[a][k] = is_member(own) ? FromByteFloat(__ldg(scales + own)) : -1.0f;
-        }
+        for (int k = 0; k < Share::kKeys; ++k)
+          scale[a][k] = __ldg(scales + (block * kCodeBlock + Share::Key(k)));
       }
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         if (i + a >= count) break;
-        const uint32_t entry = tiles[i + a];
-        const float* score = scores + static_cast<int>(entry >> 16) * step.group;
+        const ScanTile entry = tiles[i + a];
+        const float* score = scores + entry.Cluster() * step.level_stride;
         int dots[kHeadTiles][4];
         q.Score(tile[a], dots);
         Share::Deal(dots);
 #pragma unroll
         for (int k = 0; k < Share::kKeys; ++k) {
-          const float s = scale[a][k];
-          if (s < 0) continue;  // not a member
-          const int key = static_cast<int>(entry & 0xffffu) * kCodeBlock + Share::Key(k);
+          if (!entry.Has(Share::Key(k))) continue;
+          const float s = FromByteFloat(scale[a][k]);
+          const uint32_t key = entry.Block() * kCodeBlock + Share::Key(k);
 #pragma unroll
           for (int n = 0; n < kHeadTiles; ++n) {
+            const int head = Share::Head(n, 0);
+            if (head >= step.group) continue;
+            const float2 both = *reinterpret_cast<const float2*>(score + head);
+            const uint32_t level[2] = {
+                of.Level(n, 0, dots[n][2 * k], s, both.x, step.softcap),
+                of.Level(n, 1, dots[n][2 * k + 1], s, both.y, step.softcap)};
+            // Of an odd group the last pair has room for one more.
+            *reinterpret_cast<uint32_t*>(levels + (key * step.level_stride + head)) =
+                level[1] << 16 | level[0];
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-              const int head = Share::Head(n, h);
-              if (head >= step.group) continue;
-              const float residual =
-                  s * (static_cast<float>(dots[n][2 * k + h]) * of.unit[n][h] + of.offset[n][h]);
-              const float half = fminf(of.half[n][h] * s * s, kLargestHalf);
-              const float x = Capped(score[head] + residual, step.softcap) + half - of.anchor[n][h];
-              const int level = LevelOf(x);
-              levels[key * step.level_stride + head] = static_cast<uint16_t>(level);
-              atomicAdd(bins + head * kBins + level / kLevelsPerBin, 1u);
+              if (head + h < step.group)
+                atomicAdd(bins + ((head + h) * kBins + level[h] / kLevelsPerBin), 1u);
             }
           }
         }
@@ -237,7 +263,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
 
 Status LaunchScan(const Step& step, Stream stream) {
   const size_t words = static_cast<size_t>(step.group) * kBins + step.span_keys / kCodeBlock +
-                       kMaxSlots + static_cast<size_t>(kMaxSlots) * step.group;
+                       kMaxSlots + static_cast<size_t>(kMaxSlots) * step.level_stride;
   // At its end the block wants room to plan in.
   const size_t shared =
       std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);

@@ -246,6 +246,24 @@ __device__ __forceinline__ T WarpSum(T x) {
   for (int k = 16; k > 0; k >>= 1) x += __shfl_xor_sync(kAllLanes, x, k);
   return x;
 }
+// Of kCount values at once, a power of two: lane l gets the sum of value l % kCount. A halving of
+// the values with every exchange costs a third of kCount sums.
+template <int kCount>
+__device__ __forceinline__ float WarpSums(float (&x)[kCount]) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int n = kCount / 2; n > 0; n >>= 1) {
+    const bool upper = (lane & n) != 0;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const float other = __shfl_xor_sync(kAllLanes, upper ? x[i] : x[i + n], n);
+      x[i] = (upper ? x[i + n] : x[i]) + other;
+    }
+  }
+#pragma unroll
+  for (int k = kCount; k < 32; k <<= 1) x[0] += __shfl_xor_sync(kAllLanes, x[0], k);
+  return x[0];
+}
 
 // Inclusive, over lanes.
 template <class T>

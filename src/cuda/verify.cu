@@ -16,9 +16,9 @@ namespace tactic::cuda {
 namespace {
 
 struct VerifyShared {
-  int low[kMaxGroup];   // keys from here up are read after this round
-  int high[kMaxGroup];  // and from here up before
-  float half[kMaxGroup];
+  alignas(16) int low[kMaxGroup];   // keys from here up are read after this round
+  alignas(16) int high[kMaxGroup];  // and from here up before
+  alignas(16) float half[kMaxGroup];
   int flags[2];  // of PlanUnit
   int last;      // of EndsLast, which is still being read when PlanUnit begins
   int scratch[kBlockWarps];
@@ -29,68 +29,67 @@ struct VerifyShared {
   float by_warp[kBlockWarps][kMaxGroup];
 };
 
-// The levels of a key for all heads of the group, in pairs.
-template <int kHeadTiles>
-struct KeyLevels {
-  static constexpr int kPairs = kHeadTiles * kTileHeads / 2;
-  uint32_t pairs[kPairs];
+// What of a key says whether it is read: its levels for all heads of the group, in pairs, and its
+// scale.
+template <int kHeads>
+struct KeyFacts {
+  uint32_t pairs[kHeads / 2];
+  uint32_t scale;  // a byte float
 
-  __device__ __forceinline__ void Load(const uint16_t* of, int group) {
+  __device__ __forceinline__ void Load(const Step& step, const uint16_t* levels,
+                                       const uint8_t* scales, uint32_t key) {
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
-      pairs[p] = 2 * p < group ? __ldcg(reinterpret_cast<const uint32_t*>(of) + p) : 0;
+    for (int p = 0; p < kHeads / 2; ++p) {
+      pairs[p] = 2 * p < step.group ? __ldcg(reinterpret_cast<const uint32_t*>(
+                                                 levels + key * step.level_stride) +
+                                             p)
+                                    : 0;
     }
+    scale = __ldg(scales + key);
   }
   __device__ __forceinline__ int Of(int g) const {
     return static_cast<int>(pairs[g / 2] >> g % 2 * 16 & 0xffffu);
   }
 };
 
-// Which of a cluster's members are new: bit l of word w is of its member 32 w + l. `words` has room
-// for those of cluster e of the list from place begin / 32 + e on. Returns how many; leaves the
-// mass of what is not read. One warp.
-template <int kHeadTiles>
-__device__ int ChooseRows(const Step& step, const VerifyShared& shared, int begin, int end,
-                          const uint16_t* levels, const uint8_t* scales, uint32_t* words,
-                          float* unread) {
-  const int lane = threadIdx.x & 31;
-  constexpr int kHeads = kHeadTiles * kTileHeads;
+// Which of a cluster's members [begin, end) are new: bit l of word w is of its member 32 w + l.
+// `words` has room for those of cluster e of the list from place begin / 32 + e on. Returns how
+// many; leaves the mass of what is not read. One warp. kHeads: the group, or more.
+template <int kHeads>
+__device__ __forceinline__ int ChooseRows(const Step& step, const VerifyShared& shared,
+                                          uint32_t begin, uint32_t end, const uint16_t* levels,
+                                          const uint8_t* scales, uint32_t* words, float* unread) {
+  const uint32_t lane = threadIdx.x & 31;
   int count = 0;
   float masses[kHeads] = {};
-  for (int first = begin; first < end; first += 32) {
-    const int key = min(first + lane, end - 1);
-    KeyLevels<kHeadTiles> of;
-    of.Load(levels + key * step.level_stride, step.group);
-    const float scale = FromByteFloat(__ldg(scales + key));
+  KeyFacts<kHeads> next;
+  next.Load(step, levels, scales, min(begin + lane, end - 1));
+  for (uint32_t first = begin; first < end; first += 32) {
+    const KeyFacts<kHeads> of = next;
+    if (first + 32 < end) next.Load(step, levels, scales, min(first + 32 + lane, end - 1));
+    const float scale = FromByteFloat(of.scale);
     bool read = false;
     bool before = false;
 #pragma unroll
     for (int g = 0; g < kHeads; ++g) {
-      if (g >= step.group) break;
       read = read || of.Of(g) >= shared.low[g];
       before = before || of.Of(g) >= shared.high[g];
     }
     const bool there = first + lane < end;
-    if (there && !read) {
 #pragma unroll
-      for (int g = 0; g < kHeads; ++g) {
-        if (g >= step.group) break;
-        // Without v / 2, which corrects the mean of an exponential and not this sum.
-        masses[g] +=
-            Exp2(LogitOfLevel(of.Of(g)) - fminf(shared.half[g] * scale * scale, kLargestHalf));
-      }
+    for (int g = 0; g < kHeads; ++g) {
+      // Without v / 2, which corrects the mean of an exponential and not this sum.
+      const float mass =
+          Exp2(LogitOfLevel(of.Of(g)) - fminf(shared.half[g] * (scale * scale), kLargestHalf));
+      masses[g] += there && !read ? mass : 0.0f;
     }
     const unsigned all = __ballot_sync(kAllLanes, there && read && !before);
     if (lane == 0) words[(first - begin) / 32] = all;
     count += __popc(all);
   }
   if (step.tail == 0) return count;
-#pragma unroll
-  for (int g = 0; g < kHeads; ++g) {
-    if (g >= step.group) break;
-    const float mass = WarpSum(masses[g]);
-    if (lane == 0) unread[g] = mass;
-  }
+  const float mass = WarpSums(masses);
+  if (lane < step.group) unread[lane] = mass;
   return count;
 }
 
@@ -111,10 +110,13 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
   LetNextBegin();
   if (IsDense(step, unit) || __ldcg(step.reading + unit.number) == 0) return;
   const int64_t heads = int64_t{unit.number} * step.group;
-  if (thread < step.group) {
-    shared.low[thread] = __ldcg(&step.masses[heads + thread].low);
-    shared.high[thread] = __ldcg(&step.masses[heads + thread].high);
-    shared.half[thread] = CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e;
+  // Of heads that the group does not have, no key is read.
+  if (thread < kMaxGroup) {
+    const bool there = thread < step.group;
+    shared.low[thread] = there ? __ldcg(&step.masses[heads + thread].low) : kNoKey;
+    shared.high[thread] = there ? __ldcg(&step.masses[heads + thread].high) : kNoKey;
+    shared.half[thread] =
+        there ? CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e : 0.0f;
   }
   const LaneAnchors<kHeadTiles> anchors(step, unit);
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
@@ -139,9 +141,14 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     for (int e = warp; e < kept; e += kBlockWarps) {
       const int cluster = shared.kept[e];
       const int begin = shared.begins[cluster];
-      const int count = ChooseRows<kHeadTiles>(
-          step, shared, begin, shared.ends[cluster], levels, scales, words + begin / 32 + e,
-          step.unread + (base * step.span_slots + cluster) * step.group);
+      const auto choose = [&]<int kHeads>() {
+        return ChooseRows<kHeads>(step, shared, begin, shared.ends[cluster], levels, scales,
+                                  words + begin / 32 + e,
+                                  step.unread + (base * step.span_slots + cluster) * step.group);
+      };
+      const int count = kHeadTiles == 1 && step.group <= 4
+                            ? choose.template operator()<4>()
+                            : choose.template operator()<kHeadTiles * kTileHeads>();
       if (lane == 0) shared.counts[e] = count;
     }
     __syncthreads();
