@@ -4,6 +4,7 @@
 // known: the largest logit of 16 rows that are usually among the largest, the first ones and the
 // newest, and of 112 clusters. Every block finds it for itself, a tile to a warp.
 #include "src/cuda/kernels.h"
+#include "src/cuda/lane_share.cuh"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/rank_plan.cuh"
 #include "src/cuda/rotate.cuh"
@@ -191,11 +192,9 @@ struct ClusterTile {
     keys.Load(reinterpret_cast<const uint8_t*>(rows[0]), reinterpret_cast<const uint8_t*>(rows[1]),
               lane);
   }
-  __device__ __forceinline__ float Longest(int i) const {
-    return FromByteFloat(longest_and_scale[i]);
-  }
-  __device__ __forceinline__ float Scale(int i) const {
-    return __half2float(__ushort_as_half(static_cast<uint16_t>(longest_and_scale[i] >> 16)));
+  static __device__ __forceinline__ float Longest(uint32_t facts) { return FromByteFloat(facts); }
+  static __device__ __forceinline__ float Scale(uint32_t facts) {
+    return __half2float(__ushort_as_half(static_cast<uint16_t>(facts >> 16)));
   }
 };
 
@@ -228,11 +227,12 @@ __device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float so
 
 // Scores, bounds and bins of the clusters that fall to this warp, and the sum of their floors.
 // `clusters`: the first tile, loaded.
-template <int kDim, int kHeadTiles, bool kPaper>
+template <int kDim, int kHeadTiles, bool kPaper, bool kFour>
 __device__ void RankClusters(const Step& step, const Unit& unit, const RankShared& shared, int tile,
                              int tiles_apart, int count, ClusterTile<kDim, kPaper>& clusters,
                              const QueryTile<kDim, kHeadTiles>& q, uint32_t* bins,
                              float (&floors)[kHeadTiles][2]) {
+  using Share = LaneShare<kHeadTiles, kFour>;
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
   const int t = lane & 3;
@@ -253,6 +253,7 @@ __device__ void RankClusters(const Step& step, const Unit& unit, const RankShare
       clusters.Load(step, unit, tile + tiles_apart, count);
     float s[kHeadTiles][4];
     now.keys.Score(q, s);
+    Share::Deal(s);
     float variances[kHeadTiles][4] = {};
     if constexpr (!kPaper) {
       const uint32_t a0 = Squares(now.spreads[0][0]);
@@ -262,42 +263,49 @@ __device__ void RankClusters(const Step& step, const Unit& unit, const RankShare
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n)
         Multiply<true>(variances[n], a0, a1, a2, a3, energies[n][0], energies[n][1]);
+      Share::Deal(variances);
     }
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int i = k >> 1;
-      if (now.number[i] >= count) continue;
-      const int size = now.end[i] - now.begin[i];
-      const bool page = now.number[i] >= unit.closed * step.slots;
-      const float scale = now.Scale(i) * step.scale;
+    for (int k = 0; k < Share::kKeys; ++k) {
+      const bool high = Share::IsHigh(k);
+      const int number = high ? now.number[1] : now.number[0];
+      if (number >= count) continue;
+      const int size = high ? now.end[1] - now.begin[1] : now.end[0] - now.begin[0];
+      const bool page = number >= unit.closed * step.slots;
+      const uint32_t facts = high ? now.longest_and_scale[1] : now.longest_and_scale[0];
+      const float scale = now.Scale(facts) * step.scale;
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n) {
-        const int head = LaneHead(n, k & 1);
-        if (head >= step.group) continue;
-        const float raw = s[n][k] * scale;
-        const int64_t to = (base + now.number[i]) * step.group + head;
-        const float anchor = shared.anchors[head];
-        if constexpr (kPaper) {
-          const float score = Capped(raw, step.softcap) - anchor;
-          step.scores[to] = size > 0 ? score : kNone;
-          if (size > 0) atomicAdd(bins + head * kBins + BinOf(score), size);
-        } else {
-          const ClusterBounds bounds =
-              BoundsOf({raw, variances[n][k], now.Longest(i), size}, step.softcap);
-          const float mass = size > 0 ? bounds.mass - anchor : -kSureBound;
-          float token = size > 0 ? bounds.token - anchor : -kSureBound;
-          if (page && size > 0) token = kSureBound;  // pages are never skipped
-          step.scores[to] = raw;
-          step.bounds[to] = Pack<false>(fminf(fmaxf(mass, -kSureBound), kSureBound),
-                                        fminf(fmaxf(token, -kSureBound), kSureBound));
-          if (size > 0) {
-            floors[n][k & 1] += Exp2(bounds.floor - anchor);
-            if (!page) atomicAdd(bins + head * kMassBins + MassBinOf(mass), 1u);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int head = Share::Head(n, h);
+          if (head >= step.group) continue;
+          const float raw = s[n][2 * k + h] * scale;
+          const int64_t to = (base + number) * step.group + head;
+          const float anchor = shared.anchors[head];
+          if constexpr (kPaper) {
+            const float score = Capped(raw, step.softcap) - anchor;
+            step.scores[to] = size > 0 ? score : kNone;
+            if (size > 0) atomicAdd(bins + head * kBins + BinOf(score), size);
+          } else {
+            const ClusterBounds bounds =
+                BoundsOf({raw, variances[n][2 * k + h], now.Longest(facts), size}, step.softcap);
+            const float mass = size > 0 ? bounds.mass - anchor : -kSureBound;
+            float token = size > 0 ? bounds.token - anchor : -kSureBound;
+            if (page && size > 0) token = kSureBound;  // pages are never skipped
+            step.scores[to] = raw;
+            step.bounds[to] = Pack<false>(fminf(fmaxf(mass, -kSureBound), kSureBound),
+                                          fminf(fmaxf(token, -kSureBound), kSureBound));
+            if (size > 0) {
+              floors[n][h] += Exp2(bounds.floor - anchor);
+              if (!page) atomicAdd(bins + head * kMassBins + MassBinOf(mass), 1u);
+            }
           }
         }
       }
     }
   }
+  Share::Collect(floors);
 }
 
 template <class Row, int kDim, int kHeadTiles, bool kPaper>
@@ -365,8 +373,19 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
     if (first && thread < 32 && !finite) CountTiles(step, unit, true);
     if (finite) {
       ScoreForced<Row>(step, unit, q, shared, forced_tile, apart, keys, forced);
-      RankClusters<kDim, kHeadTiles, kPaper>(step, unit, shared, tile, apart, count, clusters,
-                                             wide_q, bins, floors);
+      const auto rank = [&]<bool kFour>() {
+        RankClusters<kDim, kHeadTiles, kPaper, kFour>(step, unit, shared, tile, apart, count,
+                                                      clusters, wide_q, bins, floors);
+      };
+      if constexpr (kHeadTiles == 1) {
+        if (step.group <= 4) {
+          rank.template operator()<true>();
+        } else {
+          rank.template operator()<false>();
+        }
+      } else {
+        rank.template operator()<false>();
+      }
     }
   }
   SumHeads(forced, step.group, shared.by_warp, step.part_forced + sums);

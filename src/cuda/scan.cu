@@ -5,6 +5,7 @@
 #include "src/cuda/code_tile.cuh"
 #include "src/cuda/heads.cuh"
 #include "src/cuda/kernels.h"
+#include "src/cuda/lane_share.cuh"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/step.cuh"
 
@@ -12,7 +13,7 @@ namespace tactic::cuda {
 namespace {
 
 // Tiles whose codes a warp has under way at a time.
-constexpr int kAhead = 4;
+constexpr int kAhead = 2;
 
 struct ScanShared {
   Filter filters[kMaxGroup];
@@ -43,32 +44,6 @@ static_assert(kCodeBlock == 16 && kMaxSlots == 256);
 __device__ __forceinline__ float2 MassAndToken(uint32_t bounds) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bounds));
 }
-
-// How the products of a tile of codes, as tensor cores leave them, are shared out over the lanes.
-//
-// Lane 4 r + t has keys r and r + 8 for heads 2 t and 2 t + 1: of a group of at most four heads,
-// lanes with t >= 2 have nothing. They take key r + 8 of the lane two below.
-template <int kHeadTiles, bool kFour>
-struct LaneShare {
-  static constexpr int kKeys = kFour ? 1 : 2;  // of a lane
-  static __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x & 31); }
-  // Of its keys, key k's place in the tile.
-  static __device__ __forceinline__ int Key(int k) {
-    return kFour ? (Lane() >> 2) + 4 * (Lane() & 2) : (Lane() >> 2) + 8 * k;
-  }
-  static __device__ __forceinline__ int Head(int n, int h) {
-    return kFour ? 2 * (Lane() & 1) + h : LaneHead(n, h);
-  }
-  static __device__ __forceinline__ void Deal(int (&dots)[kHeadTiles][4]) {
-    if constexpr (kFour) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int from = __shfl_up_sync(kAllLanes, dots[0][2 + h], 2);
-        if ((Lane() & 2) != 0) dots[0][h] = from;
-      }
-    }
-  }
-};
 
 // What products of bytes become levels with, for the heads of a lane.
 template <int kHeadTiles, class Share>
@@ -150,7 +125,7 @@ __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, boo
 
 // kFour: the group has at most four heads.
 template <int kBits, int kDim, int kHeadTiles, bool kFour>
-__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     ScanKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t bins[];  // [group][kBins], then tiles, then scores
   __shared__ ScanShared shared;
