@@ -17,7 +17,7 @@ namespace tactic::cuda {
 namespace {
 
 // Blocks that a stage's grid should have for each multiprocessor.
-constexpr int kRankBlocks = 1;
+constexpr int kRankBlocks = 2;
 constexpr int kSelectBlocks = 32;  // at most: they come and go
 constexpr int kAttendBlocks = 2;   // as many as fit
 
@@ -37,8 +37,8 @@ constexpr int kLeastSpans = 15;
 // looks for fills some spans and leaves most of the others empty, and the block of a full one ends
 // last. But every span costs a chain of reads, whatever it holds. So spans are as wide as leaves
 // `least` of all units, among which full ones get lost. Measured, 32 query and 8 KV
-// heads on an H100, mode tactic with 64, 128, 256 clusters, us: one sequence of 127K tokens 152,
-// 179, -; 8 of 31K 234, 264, 367; 8 of 127K 622, 533, 559; 32 of 127K 2050, 1620, 1430.
+// heads on an H100, mode tactic with 64, 128, 256 clusters, us: 8 sequences of 127K tokens 397, 360,
+// 380; 32 of 31K 458, 420, 442.
 int ChooseSpans(int64_t tokens, int units, int least, Step* step) {
   constexpr int kNarrowest = 64;
   int spans = 0;
@@ -54,6 +54,15 @@ int ChooseSpans(int64_t tokens, int units, int least, Step* step) {
 }
 
 int PartsFor(int units, int blocks) { return std::max(1, (blocks + units / 2) / units); }
+
+// Blocks of rank for each unit. They are all under way at once, and one on a multiprocessor alone is
+// faster than one of two: so there is one on each where that still makes many for a unit. At least
+// two, since in mode tactic the last is for the queries (rank.cu).
+int RankParts(int units, int multiprocessors) {
+  constexpr int kMany = 8;
+  const int alone = multiprocessors / units;
+  return alone >= kMany ? alone : std::max(2, kRankBlocks * multiprocessors / units);
+}
 
 }  // namespace
 
@@ -80,7 +89,7 @@ struct Decoder::Impl {
     const size_t segments = units * s.segments;
     const size_t clusters = segments * s.slots;
     const size_t rows = segments * s.segment_size;
-    const size_t rank_parts = kRankBlocks * multiprocessors + 2 * units;
+    const size_t rank_parts = kRankBlocks * multiprocessors + 2 * units;  // of all units, at most
     const size_t parts = kSelectBlocks * multiprocessors + units;
     const size_t states = kAttendBlocks * multiprocessors + units;
     const bool tactic = s.mode == Mode::kTactic;
@@ -216,8 +225,7 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   const bool fp8 = request.cache.type == Element::kE4M3;
   step.batch = request.batch;
   const int units = request.batch * impl.shape.kv_heads;
-  // One more than that: in mode tactic it is for the queries (rank.cu).
-  step.rank_parts = PartsFor(units, kRankBlocks * impl.multiprocessors) + 1;
+  step.rank_parts = RankParts(units, impl.multiprocessors);
   step.attend_blocks = kAttendBlocks * impl.multiprocessors;
   const int spans = ChooseSpans(request.max_length, units, impl.least_spans, &step);
   step.parts = std::min(spans, PartsFor(units, kSelectBlocks * impl.multiprocessors));
