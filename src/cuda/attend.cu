@@ -224,6 +224,13 @@ __device__ void AddTail(const Step& step, const Unit& unit, int begin, int end,
   }
 }
 
+// How many of the grid's blocks share `tiles`: those that run at once, or more where there is
+// enough to do for each (kLeastTiles).
+__device__ __forceinline__ int64_t BlocksAtWork(const Step& step, int64_t tiles) {
+  const int64_t worthwhile = min(static_cast<int64_t>(gridDim.x), tiles / kLeastTiles);
+  return min(tiles, max(static_cast<int64_t>(step.attend_wave), worthwhile));
+}
+
 // kDense: the whole batch is read densely.
 template <class Row, int kDim, int kHeadTiles, bool kDense>
 __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
@@ -253,7 +260,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   const int64_t all = AddUp(units, 0, before, shared.scratch, [&](int u) {
     return kDense ? RowTiles(__ldg(step.lengths + u / step.kv_heads)) : __ldcg(step.tiles + u);
   });
-  const int64_t blocks = min(all, static_cast<int64_t>(gridDim.x));
+  const int64_t blocks = BlocksAtWork(step, all);
   if (blockIdx.x >= blocks) return;
   // Tile x is block ((x + 1) * blocks - 1) / all's.
   const auto block_of = [&](int64_t tile) {

@@ -23,6 +23,9 @@ Status LaunchVerify(const Step& step, Element type, int round, Stream stream);
 Status LaunchSample(const Step& step, Element type, Stream stream);
 Status LaunchCut(const Step& step, Element type, Stream stream);
 
+// Tiles of 16 rows that are worth a block of attend beyond those that run at once: its start, and a
+// state to merge.
+inline constexpr int kLeastTiles = 64;
 Status LaunchAttend(const Step& step, Element type, Stream stream);
 
 }  // namespace tactic::cuda

@@ -167,9 +167,9 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     int count;
     const int at = BlockScan(blocks, shared.scratch, &count);
     for (int b = 0; b < blocks; ++b) {
-      tiles[at + b] = ScanTile::Of(thread, first + b, b == 0 ? members.begin % kCodeBlock : 0,
-                                   first + b == last ? (members.end - 1) % kCodeBlock
-                                                     : kCodeBlock - 1);
+      tiles[at + b] =
+          ScanTile::Of(thread, first + b, b == 0 ? members.begin % kCodeBlock : 0,
+                       first + b == last ? (members.end - 1) % kCodeBlock : kCodeBlock - 1);
     }
     if (keep) {
 #pragma unroll
@@ -210,9 +210,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
             const int head = Share::Head(n, 0);
             if (head >= step.group) continue;
             const float2 both = *reinterpret_cast<const float2*>(score + head);
-            const uint32_t level[2] = {
-                of.Level(n, 0, dots[n][2 * k], s, both.x, step.softcap),
-                of.Level(n, 1, dots[n][2 * k + 1], s, both.y, step.softcap)};
+            const uint32_t level[2] = {of.Level(n, 0, dots[n][2 * k], s, both.x, step.softcap),
+                                       of.Level(n, 1, dots[n][2 * k + 1], s, both.y, step.softcap)};
             // Of an odd group the last pair has room for one more.
             *reinterpret_cast<uint32_t*>(levels + (key * step.level_stride + head)) =
                 level[1] << 16 | level[0];

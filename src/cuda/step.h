@@ -104,8 +104,9 @@ struct Step {
   int group;
   int head_dim;
   int rank_parts;
-  int parts;  // of the stages between rank and attend
-  int attend_blocks;
+  int parts;          // of the stages between rank and attend
+  int attend_wave;    // blocks of attend that run at once
+  int attend_blocks;  // of its grid
   const void* q;
   Element q_type;
   void* out;

@@ -40,10 +40,10 @@ struct KeyFacts {
                                        const uint8_t* scales, uint32_t key) {
 #pragma unroll
     for (int p = 0; p < kHeads / 2; ++p) {
-      pairs[p] = 2 * p < step.group ? __ldcg(reinterpret_cast<const uint32_t*>(
-                                                 levels + key * step.level_stride) +
-                                             p)
-                                    : 0;
+      pairs[p] =
+          2 * p < step.group
+              ? __ldcg(reinterpret_cast<const uint32_t*>(levels + key * step.level_stride) + p)
+              : 0;
     }
     scale = __ldg(scales + key);
   }
