@@ -18,9 +18,9 @@ inline int DenseBelow(Mode mode, int head_dim, int units) {
     int narrow_paper, narrow_tactic;  // up to 64
   };
   constexpr Row kRows[] = {
-      {24, 98304, 98304, 196608, 524288},
-      {96, 16384, 16384, 28672, 49152},
-      {1 << 30, 8192, 8192, 16384, 16384},
+      {24, 98304, 73728, 196608, 393216},
+      {96, 16384, 12288, 28672, 32768},
+      {1 << 30, 8192, 7168, 16384, 12288},
   };
   const Row* row = kRows;
   while (units > row->most_units) ++row;
