@@ -12,8 +12,8 @@ queries    The query heads of a KV head look for the same six topics, each with 
            and more or less for all others.
 the rest   The first token (a sink), the newest 64 with falling strength (a window) and four single
            tokens of a KV head have directions of their own, and a query is given as much of each as
-           holds a share of its mass drawn from [0, 0.4], [0, 0.4] and [0, 0.04] (the largest of them
-           then has 4 to 7 %, 3 % in SmolLM2).
+           holds a share of its mass drawn from [0, 0.4], [0, 0.4] and [0, 0.04] (the last is half
+           of what text.h has: the largest of them then has 4 to 7 %, 3 % in SmolLM2).
 sharpness  Found for every query head by bisection: the fewest of the topics' tokens that, with the
            rest, hold 90 % of its mass are as many as were drawn for it, log-normal with a standard
            deviation of the logarithm of 1.5 over KV heads and 0.7 over the heads of one (1.66 in

@@ -37,7 +37,7 @@ Shares RandomShares(std::mt19937_64& random) {
   Shares shares{};
   shares.sink = 0.4 * uniform(random);
   shares.recent = 0.4 * uniform(random);
-  shares.single = 0.04 * uniform(random);
+  shares.single = 0.08 * uniform(random);
   return shares;
 }
 

@@ -40,9 +40,14 @@ HWY_INLINE void AddColumns(D d, const float* HWY_RESTRICT weights, const HeadRow
     if (x == 0) ahead.At(i, values, cells, row_bytes);
     V w[kHeads];
     for (int g = 0; g < kHeads; ++g) w[g] = hn::Set(d, weights[g * kBlock + i]);
-    for (size_t c = 0; c < kVectors; ++c) {
-      const V v = LoadElements<kType>(d, row, x + c * lanes);
-      for (int g = 0; g < kHeads; ++g) sum[g][c] = hn::MulAdd(v, w[g], sum[g][c]);
+    constexpr size_t kLoaded =
+        kVectors % kBlockVectors<kType, D> == 0 ? kBlockVectors<kType, D> : 1;
+    for (size_t c = 0; c < kVectors; c += kLoaded) {
+      V v[kLoaded];
+      LoadVectors<kType>(d, row, x + c * lanes, v);
+      for (size_t l = 0; l < kLoaded; ++l) {
+        for (int g = 0; g < kHeads; ++g) sum[g][c + l] = hn::MulAdd(v[l], w[g], sum[g][c + l]);
+      }
     }
   }
   for (int g = 0; g < kHeads; ++g) {

@@ -38,6 +38,41 @@ HWY_INLINE hn::Vec<D> PromoteHalf(D d, hn::Vec<hn::Rebind<hwy::float16_t, D>> ha
 #endif
 }
 
+constexpr bool IsQuantised(ElementType type) {
+  return type == ElementType::kQ8_0 || type == ElementType::kQ4_0;
+}
+
+// The block of `row` that holds element i. REQUIRES: kType is quantised, here and below.
+template <ElementType kType>
+HWY_INLINE const uint8_t* BlockOf(const uint8_t* row, size_t i) {
+  return row + i / kQuantBlock * (kType == ElementType::kQ8_0 ? kQ8BlockBytes : kQ4BlockBytes);
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> BlockScale(D d, const uint8_t* block) {
+  uint16_t bits;
+  std::memcpy(&bits, block, sizeof(bits));
+  const hn::Rebind<uint16_t, D> du16;
+  const hn::Rebind<hwy::float16_t, D> dh;
+  return PromoteHalf(d, hn::BitCast(dh, hn::Set(du16, bits)));
+}
+
+// Elements [i, i + Lanes(d)) of a block, over its scale.
+template <ElementType kType, class D>
+HWY_INLINE hn::Vec<D> BlockElements(D d, const uint8_t* block, size_t i) {
+  const hn::RebindToSigned<D> di;
+  if constexpr (kType == ElementType::kQ8_0) {
+    const hn::Rebind<int8_t, D> di8;
+    const auto q = hn::LoadU(di8, reinterpret_cast<const int8_t*>(block + 2) + i);
+    return hn::ConvertTo(d, hn::PromoteTo(di, q));
+  } else {
+    const hn::Rebind<uint8_t, D> du8;
+    auto q = hn::PromoteTo(di, hn::LoadU(du8, block + 2 + i % 16));
+    q = i < 16 ? hn::And(q, hn::Set(di, 15)) : hn::ShiftRight<4>(q);
+    return hn::ConvertTo(d, hn::Sub(q, hn::Set(di, 8)));
+  }
+}
+
 // Elements [i, i + Lanes(d)) of `row`. REQUIRES: i is a multiple of Lanes(d).
 template <ElementType kType, class D>
 HWY_INLINE hn::Vec<D> LoadElements(D d, const uint8_t* HWY_RESTRICT row, size_t i) {
@@ -50,25 +85,31 @@ HWY_INLINE hn::Vec<D> LoadElements(D d, const uint8_t* HWY_RESTRICT row, size_t 
     const hn::Rebind<hwy::bfloat16_t, D> db;
     return hn::PromoteTo(d, hn::LoadU(db, reinterpret_cast<const hwy::bfloat16_t*>(row) + i));
   } else {
-    constexpr size_t kBytes = kType == ElementType::kQ8_0 ? kQ8BlockBytes : kQ4BlockBytes;
-    const uint8_t* block = row + i / kQuantBlock * kBytes;
-    const size_t within = i % kQuantBlock;
-    uint16_t scale_bits;
-    std::memcpy(&scale_bits, block, sizeof(scale_bits));
-    const hn::Rebind<uint16_t, D> du16;
-    const hn::Rebind<hwy::float16_t, D> dh;
-    const hn::RebindToSigned<D> di;
-    const auto scale = PromoteHalf(d, hn::BitCast(dh, hn::Set(du16, scale_bits)));
-    if constexpr (kType == ElementType::kQ8_0) {
-      const hn::Rebind<int8_t, D> di8;
-      const auto q =
-          hn::PromoteTo(di, hn::LoadU(di8, reinterpret_cast<const int8_t*>(block + 2) + within));
-      return hn::Mul(scale, hn::ConvertTo(d, q));
-    } else {
-      const hn::Rebind<uint8_t, D> du8;
-      auto q = hn::PromoteTo(di, hn::LoadU(du8, block + 2 + within % 16));
-      q = within < 16 ? hn::And(q, hn::Set(di, 15)) : hn::ShiftRight<4>(q);
-      return hn::Mul(scale, hn::ConvertTo(d, hn::Sub(q, hn::Set(di, 8))));
+    const uint8_t* block = BlockOf<kType>(row, i);
+    return hn::Mul(BlockScale(d, block), BlockElements<kType>(d, block, i % kQuantBlock));
+  }
+}
+
+// Vectors of a quantised block, whose scale LoadVectors converts once; 1 for the other types.
+template <ElementType kType, class D>
+constexpr size_t kBlockVectors = IsQuantised(kType) ? kQuantBlock / hn::MaxLanes(D()) : 1;
+
+// v: the elements of `row` from i on, a multiple of how many these are, a vector each. REQUIRES:
+// kVectors is 1 or a multiple of kBlockVectors.
+template <ElementType kType, size_t kVectors, class D>
+HWY_INLINE void LoadVectors(D d, const uint8_t* HWY_RESTRICT row, size_t i,
+                            hn::Vec<D> (&v)[kVectors]) {
+  const size_t lanes = hn::Lanes(d);
+  if constexpr (!IsQuantised(kType) || kVectors == 1) {
+    for (size_t c = 0; c < kVectors; ++c) v[c] = LoadElements<kType>(d, row, i + c * lanes);
+  } else {
+    constexpr size_t kEach = kBlockVectors<kType, D>;
+    static_assert(kVectors % kEach == 0);
+    for (size_t b = 0; b < kVectors; b += kEach) {
+      const uint8_t* block = BlockOf<kType>(row, i + b * lanes);
+      const auto scale = BlockScale(d, block);
+      for (size_t c = 0; c < kEach; ++c)
+        v[b + c] = hn::Mul(scale, BlockElements<kType>(d, block, c * lanes));
     }
   }
 }

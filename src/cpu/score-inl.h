@@ -125,12 +125,19 @@ HWY_INLINE void DotBlock(D d, const float* HWY_RESTRICT q, size_t q_stride, cons
     for (int g = 0; g < kHeads; ++g) {
       for (int r = 0; r < 4; ++r) sum[g][r] = hn::Zero(d);
     }
-    for (size_t x = 0; x < dim; x += lanes) {
-      V qv[kHeads];
-      for (int g = 0; g < kHeads; ++g) qv[g] = hn::LoadU(d, q + g * q_stride + x);
+    constexpr size_t kLoaded = kBlockVectors<kType, D>;
+    for (size_t x = 0; x < dim; x += kLoaded * lanes) {
+      V qv[kHeads][kLoaded];
+      for (int g = 0; g < kHeads; ++g) {
+        for (size_t v = 0; v < kLoaded; ++v)
+          qv[g][v] = hn::LoadU(d, q + g * q_stride + x + v * lanes);
+      }
       for (int r = 0; r < 4; ++r) {
-        const V k = LoadElements<kType>(d, rows[r], x);
-        for (int g = 0; g < kHeads; ++g) sum[g][r] = hn::MulAdd(k, qv[g], sum[g][r]);
+        V k[kLoaded];
+        LoadVectors<kType>(d, rows[r], x, k);
+        for (size_t v = 0; v < kLoaded; ++v) {
+          for (int g = 0; g < kHeads; ++g) sum[g][r] = hn::MulAdd(k[v], qv[g][v], sum[g][r]);
+        }
       }
     }
     for (int g = 0; g < kHeads; ++g) {

@@ -67,9 +67,9 @@ int RankParts(int units, int multiprocessors) {
 
 // How many waves of blocks attend's grid is when everything is read. Multiprocessors differ in how
 // fast they get at memory: with one wave, the average one was done after 89 % of the time (H100, 8
-// sequences of 127K tokens, rows of 256 bytes), while blocks of later waves go to those that are done
-// first. Short rows do not gain by it (128 bytes: at most 1 % faster, 19 % slower at batch 1), and
-// selections are too small for it (a state to merge for each block: 1 % faster or 3 % slower).
+// sequences of 127K tokens, rows of 256 bytes), while blocks of later waves go to those that are
+// done first. Short rows do not gain by it (128 bytes: at most 1 % faster, 19 % slower at batch 1),
+// and selections are too small for it (a state to merge for each block: 1 % faster or 3 % slower).
 int AttendWaves(Mode mode, int64_t tokens, int units, int row_bytes, int wave) {
   constexpr int kShortRow = 128;
   if (mode != Mode::kDense || row_bytes <= kShortRow) return 1;
@@ -242,9 +242,8 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   step.rank_parts = RankParts(units, impl.multiprocessors);
   step.attend_wave = kAttendBlocks * impl.multiprocessors;
   const int row_bytes = impl.shape.head_dim * (fp8 ? 1 : 2);
-  step.attend_blocks =
-      step.attend_wave *
-      AttendWaves(step.mode, request.max_length, units, row_bytes, step.attend_wave);
+  step.attend_blocks = step.attend_wave * AttendWaves(step.mode, request.max_length, units,
+                                                      row_bytes, step.attend_wave);
   const int spans = ChooseSpans(request.max_length, units, impl.least_spans, &step);
   step.parts = std::min(spans, PartsFor(units, kSelectBlocks * impl.multiprocessors));
   step.q = request.q;
