@@ -45,6 +45,11 @@ __device__ __forceinline__ float2 MassAndToken(uint32_t bounds) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bounds));
 }
 
+// Tiles that a span may have; even, so that what comes after them is aligned to 8 bytes.
+__host__ __device__ __forceinline__ int TileRoom(const Step& step) {
+  return (step.span_keys / kCodeBlock + kMaxSlots + 1) / 2 * 2;
+}
+
 // What products of bytes become levels with, for the heads of a lane.
 template <int kHeadTiles, class Share>
 struct LaneHeads {
@@ -133,7 +138,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
   const int lane = thread & 31;
   ScanTile* tiles = reinterpret_cast<ScanTile*>(bins + step.group * kBins);
   // [cluster][level_stride], of those that are kept.
-  float* scores = reinterpret_cast<float*>(tiles + step.span_keys / kCodeBlock + kMaxSlots);
+  float* scores = reinterpret_cast<float*>(tiles + TileRoom(step));
   for (int i = thread; i < step.group * kBins; i += kBlockThreads) bins[i] = 0;
   WaitForPrevious();
   LetNextBegin();
@@ -236,8 +241,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
 }  // namespace
 
 Status LaunchScan(const Step& step, Stream stream) {
-  const size_t words = static_cast<size_t>(step.group) * kBins + step.span_keys / kCodeBlock +
-                       kMaxSlots + static_cast<size_t>(kMaxSlots) * step.level_stride;
+  const size_t words = static_cast<size_t>(step.group) * kBins + TileRoom(step) +
+                       static_cast<size_t>(kMaxSlots) * step.level_stride;
   // At its end the block wants room to plan in.
   const size_t shared =
       std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);
