@@ -95,22 +95,18 @@ template <ElementType kType, class D>
 constexpr size_t kBlockVectors = IsQuantised(kType) ? kQuantBlock / hn::MaxLanes(D()) : 1;
 
 // v: the elements of `row` from i on, a multiple of how many these are, a vector each. REQUIRES:
-// kVectors is 1 or a multiple of kBlockVectors.
+// kVectors is 1 or kBlockVectors.
 template <ElementType kType, size_t kVectors, class D>
 HWY_INLINE void LoadVectors(D d, const uint8_t* HWY_RESTRICT row, size_t i,
                             hn::Vec<D> (&v)[kVectors]) {
-  const size_t lanes = hn::Lanes(d);
-  if constexpr (!IsQuantised(kType) || kVectors == 1) {
-    for (size_t c = 0; c < kVectors; ++c) v[c] = LoadElements<kType>(d, row, i + c * lanes);
+  if constexpr (kVectors == 1) {
+    v[0] = LoadElements<kType>(d, row, i);
   } else {
-    constexpr size_t kEach = kBlockVectors<kType, D>;
-    static_assert(kVectors % kEach == 0);
-    for (size_t b = 0; b < kVectors; b += kEach) {
-      const uint8_t* block = BlockOf<kType>(row, i + b * lanes);
-      const auto scale = BlockScale(d, block);
-      for (size_t c = 0; c < kEach; ++c)
-        v[b + c] = hn::Mul(scale, BlockElements<kType>(d, block, c * lanes));
-    }
+    static_assert(kVectors == kBlockVectors<kType, D>);
+    const uint8_t* block = BlockOf<kType>(row, i);
+    const auto scale = BlockScale(d, block);
+    for (size_t c = 0; c < kVectors; ++c)
+      v[c] = hn::Mul(scale, BlockElements<kType>(d, block, c * hn::Lanes(d)));
   }
 }
 
