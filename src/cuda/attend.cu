@@ -50,9 +50,9 @@ __device__ __forceinline__ RowPlace FindRow(const Step& step, const Unit& unit, 
     else
       high = middle;
   }
-  const int64_t at =
-      (int64_t{unit.number} * step.spans + low) * step.span_keys + (i - list.before[low]);
-  return {at, __ldcg(step.rows + at)};
+  const int64_t base = (int64_t{unit.number} * step.spans + low) * step.span_keys;
+  const uint32_t row = __ldcg(step.rows + base + (i - list.before[low]));
+  return {base + SlotOfRow(row), low * step.span_keys + PlaceOfRow(row)};
 }
 
 // Adds up count(j) for j in [0, n), from `first` on: before[j], and before[n]. All threads.
@@ -255,6 +255,9 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
       step.cluster_bins[i] = 0;
       if (step.mode == Mode::kPaper) step.bin_masses[i] = 0;
       if (step.mode == Mode::kTactic) step.key_bins[i] = 0;
+    }
+    if (step.mode == Mode::kPaper && blockIdx.x == 0) {
+      for (int i = thread; i < units * step.group * 2; i += kBlockThreads) step.windows[i] = {};
     }
   }
   const int64_t all = AddUp(units, 0, before, shared.scratch, [&](int u) {

@@ -74,11 +74,7 @@ __device__ inline void ReportOwn(const Step& step, const Unit& unit, int g, Devi
     report->p_hat = Believed(m);
     report->rounds = m.rounds;
   } else {
-    for (int p = 0; p < step.rank_parts; ++p) {
-      exact += step.part_forced[(int64_t{unit.number} * step.rank_parts + p) * step.group + g];
-    }
-    for (int j = 0; j < unit.spans; ++j)
-      exact += step.exact[(int64_t{unit.number} * step.spans + j) * step.group + g];
+    exact = step.ranks[head].own_mass;
     report->own_rows = step.ranks[head].own_rows + unit.forced;
     report->p_hat = -1;
   }

@@ -108,7 +108,6 @@ struct Decoder::Impl {
     const size_t clusters = segments * s.slots;
     const size_t rows = segments * s.segment_size;
     const size_t rank_parts = kRankBlocks * multiprocessors + 2 * units;  // of all units, at most
-    const size_t parts = kSelectBlocks * multiprocessors + units;
     const size_t waves = s.mode == Mode::kDense ? kAttendWaves : 1;
     const size_t states = waves * kAttendBlocks * multiprocessors + units;
     const bool tactic = s.mode == Mode::kTactic;
@@ -128,7 +127,6 @@ struct Decoder::Impl {
     carver->Take(&s.forced_rows, units * s.forced_room);
     carver->Take(&s.forced_logits, units * s.forced_room * group);
     carver->Take(&s.rows, rows);
-    carver->Take(&s.tags, rows);
     carver->Take(&s.logits, rows * group);
     carver->Take(&s.counts, segments);
     carver->Take(&s.tiles, units);
@@ -140,6 +138,7 @@ struct Decoder::Impl {
       carver->Take(&s.filters, heads);
       carver->Take(&s.masses, heads);
       carver->Take(&s.reading, units);
+      carver->Take(&s.tags, rows);
       carver->Take(&s.bounds, clusters * group);
       carver->Take(&s.levels, rows * s.level_stride);
       carver->Take(&s.kept, clusters);
@@ -150,7 +149,7 @@ struct Decoder::Impl {
     if (paper) {
       carver->Take(&s.bin_masses, heads * kBins);
       carver->Take(&s.ranks, heads);
-      carver->Take(&s.windows, parts * group * 2);
+      carver->Take(&s.windows, heads * 2);
     }
   }
 };
@@ -317,11 +316,12 @@ Status Decoder::SelectedRows(int sequence, int kv_head, std::vector<int32_t>* ro
   TACTIC_RETURN_IF_ERROR(
       copy(counts.data(), s.counts + unit * s.spans, counts.size() * sizeof(int32_t)));
   for (size_t j = 0; j < counts.size(); ++j) {
-    const size_t before = rows->size();
-    rows->resize(before + counts[j]);
-    TACTIC_RETURN_IF_ERROR(copy(rows->data() + before,
-                                s.rows + (unit * s.spans + static_cast<int64_t>(j)) * s.span_keys,
-                                counts[j] * sizeof(int32_t)));
+    const auto span = static_cast<int64_t>(j);
+    std::vector<uint32_t> listed_here(counts[j]);
+    TACTIC_RETURN_IF_ERROR(copy(listed_here.data(), s.rows + (unit * s.spans + span) * s.span_keys,
+                                listed_here.size() * sizeof(uint32_t)));
+    for (const uint32_t row : listed_here)
+      rows->push_back(static_cast<int32_t>(span * s.span_keys) + PlaceOfRow(row));
   }
   std::sort(rows->begin(), rows->end());
   return Status::Ok();

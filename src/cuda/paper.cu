@@ -5,9 +5,10 @@
 // read together: ranks, the head and the cut end where a bin does. So no sorting is needed, and no
 // more is read than one bin on top of what the published order would.
 //
-// Rank has found the head. Sample reads its keys, and a few clusters around the two ranks at which
-// the curve is fitted; its last block fits it. Cut drops what of the head nobody selects, and reads
-// what lies beyond it.
+// Rank has found the heads: the first ranks of each query head. Sample scores the keys of these
+// clusters, and of a few around the two ranks at which the curve is fitted; its last block fits it.
+// Cut lists what is selected and scores what of it lies beyond the heads. It leaves the logits of
+// heads where sample put them, whose order it repeats.
 #include <algorithm>
 
 #include "src/cuda/bins.cuh"
@@ -24,86 +25,147 @@ namespace {
 constexpr float kMassUnit = 0x1p-20f;
 constexpr float kLargestMass = 0x1p40f;
 
+// A cluster of a span whose rows are listed.
+struct Listed {
+  int first;  // its first member's number in the span
+  int rows;
+  int at;    // of its first row in the list
+  int slot;  // of its first row's logits
+};
+
 struct PaperShared {
   PaperRanks ranks[kMaxGroup];
-  float anchors[kMaxGroup];
-  int scratch[kBlockWarps];
-  int clusters[kMaxSlots];
-  uint16_t firsts[kMaxSlots];  // their first members
-  int begins[kMaxSlots + 1];   // of their rows in the list
-  uint8_t wanted[kMaxSlots];
-  uint16_t bins[kMaxSlots][kMaxGroup];  // of the span's clusters
-  float sums[kMaxSlots][kMaxGroup];     // mass of a listed cluster
+  uint64_t scratch[kBlockWarps];
+  Listed listed[kMaxSlots];
+  uint16_t bins[kMaxSlots][kMaxGroup];  // of listed clusters
+  uint32_t windows[kMaxSlots];          // of listed clusters: bit 2 g + w, stands for it
+  uint32_t window_rows[kMaxGroup * 2];
   float by_warp[kBlockWarps][kMaxGroup];
   int flag;
 };
 
+// Four numbers that are counted over the clusters of a span in one scan, none above its positions.
+static_assert(kMaxSlots * Options::kPage < 1 << 16);
+__device__ __forceinline__ uint64_t Counts(int a, int b, int c, int d) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(d << 16 | c)) << 32 |
+         static_cast<uint32_t>(b << 16 | a);
+}
+template <int kNumber>
+__device__ __forceinline__ int CountOf(uint64_t counts) {
+  return static_cast<int>(counts >> 16 * kNumber & 0xffff);
+}
+
 // Whether cluster `cluster` is one of those that stand for its bin.
 __device__ __forceinline__ bool Sampled(int cluster, int stride) {
   constexpr uint32_t kHash = 2654435761u;
-  return (static_cast<uint32_t>(cluster) * kHash >> 16) % stride == 0;
+  return stride > 0 && (static_cast<uint32_t>(cluster) * kHash >> 16) % stride == 0;
 }
 
-// The list of rows of clusters shared.clusters[0, count): cluster << 16 | place in the span.
-// Returns their number.
-__device__ int ListMembers(const Step& step, const Unit& unit, int span, int count,
-                           PaperShared& shared, uint32_t* chosen) {
-  const int thread = threadIdx.x;
-  const uint16_t* members = unit.members + int64_t{span} * step.span_keys;
-  Members of = {};
-  if (thread < count) of = MembersOf(step, unit, span, shared.clusters[thread]);
-  int total;
-  const int begin = BlockScan(of.end - of.begin, shared.scratch, &total);
-  if (thread < count) {
-    shared.begins[thread] = begin;
-    shared.firsts[thread] = static_cast<uint16_t>(of.begin);
+// Cluster `thread` of a span: its members, none if there is no such cluster, and its bins.
+template <int kHeads>
+struct SpanCluster {
+  Members members;
+  int bins[kHeads];
+
+  __device__ __forceinline__ SpanCluster(const Step& step, const Unit& unit, int span) {
+    const int cluster = threadIdx.x;
+    const bool there = span < unit.spans &&
+                       cluster < unit.SpanClusters(span, step.slots, step.span_slots);
+    members = there ? MembersOf(step, unit, span, cluster) : Members{};
+    const int64_t base = int64_t{unit.number} * step.spans + span;
+    const float* scores = step.scores + (base * step.span_slots + cluster) * step.group;
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g)
+      bins[g] = there && g < step.group ? BinOf(__ldcg(scores + g)) : 0;
   }
-  if (thread == 0) shared.begins[count] = total;
-  __syncthreads();
-  for (int e = thread >> 5; e < count; e += kBlockWarps) {
-    const uint32_t cluster = shared.clusters[e];
-    const int rows = shared.begins[e + 1] - shared.begins[e];
-    for (int i = thread & 31; i < rows; i += 32) {
-      chosen[shared.begins[e] + i] =
-          cluster << 16 | static_cast<uint32_t>(PlaceOf(step, members, shared.firsts[e] + i));
+  __device__ __forceinline__ int Rows() const { return members.end - members.begin; }
+  // Enters it into the list.
+  __device__ __forceinline__ void List(PaperShared& shared, int e, int at, int slot) const {
+    shared.listed[e] = {members.begin, Rows(), at, slot};
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g) shared.bins[e][g] = static_cast<uint16_t>(bins[g]);
+  }
+};
+
+// For all rows of the first `count` clusters of the list: write(e, listed, i, place) of row i of
+// cluster e, `place` its place in the span.
+template <class Write>
+__device__ __forceinline__ void ListRows(const Step& step, const Unit& unit, int span, int count,
+                                         const PaperShared& shared, const Write& write) {
+  const uint16_t* members = unit.members + int64_t{span} * step.span_keys;
+  for (int e = static_cast<int>(threadIdx.x >> 5); e < count; e += kBlockWarps) {
+    const Listed of = shared.listed[e];
+    const int segment = of.first - of.first % step.segment_size;
+    for (int i = static_cast<int>(threadIdx.x & 31); i < of.rows; i += 32)
+      write(e, of, i, segment + static_cast<int>(__ldg(members + of.first + i)));
+  }
+}
+
+__device__ __forceinline__ void AddUnits(uint64_t* to, float mass) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(to),
+            static_cast<unsigned long long>(fminf(mass, kLargestMass) / kMassUnit));
+}
+
+// Adds the masses of a tile's rows to those of their clusters' bins, for the clusters of heads, and
+// to the windows that their clusters stand for. `chosen`: cluster of the list << 16, for `count`
+// rows; the first `heads` clusters are those of heads. One warp.
+template <int kHeadTiles>
+__device__ __forceinline__ void AddMasses(const Step& step, const Unit& unit,
+                                          const PaperShared& shared,
+                                          const LaneAnchors<kHeadTiles>& anchors,
+                                          const uint32_t* chosen, int count, int heads, int tile,
+                                          const float (&s)[kHeadTiles][4]) {
+  const int lane = threadIdx.x & 31;
+  const int low = tile * kTileRows + (lane >> 2);
+  const int high = low + 8;
+  const auto cluster_of = [&](int i) {
+    return static_cast<int>(chosen[min(i, count - 1)] >> 16);
+  };
+  const int of_low = cluster_of(low);
+  const int of_high = cluster_of(high);
+  const int last = __shfl_sync(kAllLanes, of_high, 31);
+  for (int e = __shfl_sync(kAllLanes, of_low, 0); e <= last; ++e) {
+    const bool has_low = low < count && of_low == e;
+    const bool has_high = high < count && of_high == e;
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int head = LaneHead(n, h);
+        const int bin = shared.bins[e][head];
+        const float of_bin = anchors.of[n][h] + LogitOfBin(bin);
+        float mass = has_low ? Exp2(s[n][h] - of_bin) : 0.0f;
+        mass += has_high ? Exp2(s[n][h + 2] - of_bin) : 0.0f;
+#pragma unroll
+        for (int k = 4; k < 32; k <<= 1) mass += __shfl_xor_sync(kAllLanes, mass, k);
+        if (lane >= 4 || head >= step.group) continue;
+        const int64_t at = int64_t{unit.number} * step.group + head;
+        if (e < heads) AddUnits(step.bin_masses + at * kBins + bin, mass);
+#pragma unroll
+        for (int w = 0; w < 2; ++w) {
+          if ((shared.windows[e] >> (2 * head + w) & 1) != 0)
+            AddUnits(&step.windows[2 * at + w].units, mass);
+        }
+      }
     }
   }
-  __syncthreads();
-  return total;
 }
 
-// The first `count` rows of the list to the span's, from place `to` on.
-__device__ void StoreRows(const Step& step, int span, int64_t to, const uint32_t* chosen,
-                          int count) {
-  for (int i = threadIdx.x; i < count; i += kBlockThreads) {
-    step.rows[to + i] = span * step.span_keys + static_cast<int>(chosen[i] & 0xffffu);
-    step.tags[to + i] = static_cast<uint16_t>(chosen[i] >> 16);
-  }
-}
-
-// Bins of cluster `thread` of the span. False: it has no members.
-__device__ __forceinline__ bool ReadBinsOfCluster(const Step& step, const Unit& unit, int span,
-                                                  PaperShared& shared) {
-  const int cluster = threadIdx.x;
-  if (cluster >= unit.SpanClusters(span, step.slots, step.span_slots)) return false;
-  const int64_t base = int64_t{unit.number} * step.spans + span;
-  const float* scores = step.scores + (base * step.span_slots + cluster) * step.group;
-#pragma unroll
-  for (int g = 0; g < kMaxGroup; ++g) {
-    if (g < step.group) shared.bins[cluster][g] = static_cast<uint16_t>(BinOf(__ldcg(scores + g)));
-  }
-  const Members of = MembersOf(step, unit, span, cluster);
-  return of.begin < of.end;
-}
-
-// The mean of y over a window, from all parts; where nothing was sampled, what the bin says.
+// The mean of y over a window; where nothing was sampled, what the bin says.
 __device__ float WindowMean(const Step& step, const Unit& unit, int g, int w, int bin) {
-  const WindowSum* of = step.windows + (int64_t{unit.number} * step.parts * step.group + g) * 2 + w;
-  const StridedSum sums(&of->sum, step.parts, step.group * 4);
-  const StridedSum counts(&of->count, step.parts, step.group * 4);
-  const float sum = sums.Get();
-  const float count = counts.Get();
-  return count > 0 ? sum / count : Exp2(LogitOfBin(bin));
+  const WindowSum* of = step.windows + (int64_t{unit.number} * step.group + g) * 2 + w;
+  const auto read = [](const uint64_t* p) {
+    return static_cast<float>(__ldcg(reinterpret_cast<const unsigned long long*>(p)));
+  };
+  const float of_bin = Exp2(LogitOfBin(bin));
+  const float rows = read(&of->rows);
+  return rows > 0 ? read(&of->units) * kMassUnit / rows * of_bin : of_bin;
+}
+
+// Mass of the keys of heads' clusters in bin `bin` of query head `at`.
+__device__ __forceinline__ float BinMass(const Step& step, int64_t at, int bin) {
+  const auto* units = reinterpret_cast<const unsigned long long*>(step.bin_masses + at * kBins);
+  return static_cast<float>(__ldcg(units + bin)) * kMassUnit * Exp2(LogitOfBin(bin));
 }
 
 // Fits the curve of head g and finds where its own selection ends. `bins`: room for
@@ -120,17 +182,15 @@ __device__ void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bin
         step.group);
     CopyBins(step.cluster_bins + at * kBins, bins);
     float* masses = reinterpret_cast<float*>(bins + PlanningWarps(step.group) * kBins);
-    const auto* units = reinterpret_cast<const unsigned long long*>(step.bin_masses + at * kBins);
     const int lowest = ranks.head_bin / 32 * 32;
 #pragma unroll 4
-    for (int i = lowest + lane; i < kBins; i += 32)
-      masses[i] = static_cast<float>(__ldcg(units + i)) * kMassUnit * Exp2(LogitOfBin(i));
+    for (int i = lowest + lane; i < kBins; i += 32) masses[i] = BinMass(step, at, i);
     __syncwarp();
     const auto mass = [&](int bin, int) { return bin < ranks.head_bin ? 0.0f : masses[bin]; };
     const float fixed = fixed_sum.Get();
     const BinSums<float> chunks = SumBins<float>(bins, mass);
     const float head = fixed + WarpSum(chunks.sum);
-    const auto h = static_cast<float>(ranks.head_rows);
+    const auto h = static_cast<float>(max(1, ranks.head_rows));
     const auto n = static_cast<float>(ranks.all_rows);
     const float near = WindowMean(step, unit, g, 0, ranks.window_bin[0]);
     const float far = WindowMean(step, unit, g, 1, ranks.window_bin[1]);
@@ -176,13 +236,29 @@ __device__ void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bin
   if (lane == 0) step.ranks[at] = ranks;
 }
 
+// The mass of head g's own selection, forced rows and all. One warp.
+__device__ void FindOwnMass(const Step& step, const Unit& unit, int g) {
+  const int lane = threadIdx.x & 31;
+  const int64_t at = int64_t{unit.number} * step.group + g;
+  const StridedSum forced(
+      step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g, step.rank_parts,
+      step.group);
+  const StridedSum beyond(step.exact + int64_t{unit.number} * step.spans * step.group + g,
+                          unit.spans, step.group);
+  const int cut = step.ranks[at].cut_bin;
+  float mass = 0;
+#pragma unroll 8
+  for (int i = cut + lane; i < kBins; i += 32) mass += BinMass(step, at, i);
+  mass = WarpSum(mass) + forced.Get() + beyond.Get();
+  if (lane == 0) step.ranks[at].own_mass = mass;
+}
+
 template <class Row, int kDim, int kHeadTiles>
 __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
     SampleKernel(const __grid_constant__ Step step) {
-  extern __shared__ uint32_t chosen[];
+  extern __shared__ uint32_t chosen[];  // cluster of the list << 16 | place in the span
   __shared__ PaperShared shared;
   const int thread = threadIdx.x;
-  const int lane = thread & 31;
   const int warp = thread >> 5;
   WaitForPrevious();
   LetNextBegin();
@@ -190,92 +266,71 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
   QueryTile<kDim, kHeadTiles> q;
   LoadQuery<Row::kIsBF16>(step, unit, q);
   if (IsDense(step, unit)) return;
-  if (thread < step.group) {
-    shared.ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];
-    shared.anchors[thread] = AnchorOf(step, unit, thread);
-  }
+  const int64_t heads_before = int64_t{unit.number} * step.group;
+  if (thread < step.group) shared.ranks[thread] = step.ranks[heads_before + thread];
+  if (thread < step.group * 2) shared.window_rows[thread] = 0;
+  const LaneAnchors<kHeadTiles> anchors(step, unit);
+  constexpr int kHeads = kHeadTiles * kTileHeads;
+  SpanCluster<kHeads> cluster(step, unit, blockIdx.x);
   __syncthreads();
-  WindowSum windows[2] = {};  // of head `thread`
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
-    const int64_t base = int64_t{unit.number} * step.spans + span;
+    const int64_t to = (int64_t{unit.number} * step.spans + span) * step.span_keys;
     bool head = false;
-    bool window = false;
-    if (ReadBinsOfCluster(step, unit, span, shared)) {
-      for (int g = 0; g < step.group; ++g) {
-        const PaperRanks& ranks = shared.ranks[g];
-        const int bin = shared.bins[thread][g];
-        head = head || bin >= ranks.head_bin;
-#pragma unroll
-        for (int w = 0; w < 2; ++w) {
-          window = window || (bin == ranks.window_bin[w] &&
-                              Sampled(span * step.span_slots + thread, ranks.window_stride[w]));
-        }
-      }
-    }
-    int heads;
-    const int head_at = BlockScan(head ? 1 : 0, shared.scratch, &heads);
-    int others;
-    const int other_at = BlockScan(!head && window ? 1 : 0, shared.scratch, &others);
-    if (head) shared.clusters[head_at] = thread;
-    if (!head && window) shared.clusters[heads + other_at] = thread;
-    __syncthreads();
-    const int listed = heads + others;
-    const int rows = ListMembers(step, unit, span, listed, shared, chosen);
-    const int64_t to = base * step.span_keys;
-    StoreRows(step, span, to, chosen, shared.begins[heads]);
-    ScoreRows<Row>(
-        step, unit, q, rows, step.logits + to * step.group,
-        [&](int i) { return span * step.span_keys + static_cast<int>(chosen[i] & 0xffffu); },
-        [](int, int, int, float) {});
-    __syncthreads();
-    for (int e = warp; e < listed; e += kBlockWarps) {
-      constexpr int kHeads = kHeadTiles * kTileHeads;
-      float masses[kHeads] = {};
-      for (int i = shared.begins[e] + lane; i < shared.begins[e + 1]; i += 32) {
-#pragma unroll
-        for (int g = 0; g < kHeads; ++g) {
-          if (g < step.group)
-            masses[g] += Exp2(step.logits[(to + i) * step.group + g] - shared.anchors[g]);
-        }
-      }
+    uint32_t windows = 0;
+    if (cluster.Rows() > 0) {
 #pragma unroll
       for (int g = 0; g < kHeads; ++g) {
         if (g >= step.group) break;
-        const float mass = WarpSum(masses[g]);
-        if (lane != 0) continue;
-        shared.sums[e][g] = mass;
-        const int bin = shared.bins[shared.clusters[e]][g];
-        if (bin < shared.ranks[g].head_bin) continue;
-        const float units = fminf(mass * Exp2(-LogitOfBin(bin)), kLargestMass) / kMassUnit;
-        atomicAdd(reinterpret_cast<unsigned long long*>(
-                      step.bin_masses + (int64_t{unit.number} * step.group + g) * kBins + bin),
-                  static_cast<unsigned long long>(units));
-      }
-    }
-    __syncthreads();
-    if (thread < step.group) {
-      const PaperRanks& ranks = shared.ranks[thread];
-      for (int e = 0; e < listed; ++e) {
-        const int cluster = shared.clusters[e];
-        const int bin = shared.bins[cluster][thread];
+        const PaperRanks& ranks = shared.ranks[g];
+        head = head || cluster.bins[g] >= ranks.head_bin;
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
-          if (bin != ranks.window_bin[w] ||
-              !Sampled(span * step.span_slots + cluster, ranks.window_stride[w]))
+          if (cluster.bins[g] != ranks.window_bin[w] ||
+              !Sampled(span * step.span_slots + thread, ranks.window_stride[w]))
             continue;
-          windows[w].sum += shared.sums[e][thread];
-          windows[w].count += static_cast<float>(shared.begins[e + 1] - shared.begins[e]);
+          windows |= 1u << (2 * g + w);
+          atomicAdd(shared.window_rows + 2 * g + w, static_cast<uint32_t>(cluster.Rows()));
         }
       }
     }
-    if (thread == 0) step.counts[base] = shared.begins[heads];
+    const bool other = !head && windows != 0;
+    uint64_t all;
+    const uint64_t before =
+        BlockScan(Counts(head ? 1 : 0, head ? cluster.Rows() : 0, other ? 1 : 0,
+                         other ? cluster.Rows() : 0),
+                  shared.scratch, &all);
+    const int heads = CountOf<0>(all);
+    const int head_rows = CountOf<1>(all);
+    const int rows = head_rows + CountOf<3>(all);
+    if (head || other) {
+      const int e = head ? CountOf<0>(before) : heads + CountOf<2>(before);
+      const int at = head ? CountOf<1>(before) : head_rows + CountOf<3>(before);
+      cluster.List(shared, e, at, at);
+      shared.windows[e] = windows;
+    }
     __syncthreads();
+    ListRows(step, unit, span, heads + CountOf<2>(all), shared,
+             [&](int e, const Listed& of, int i, int place) {
+               chosen[of.at + i] = static_cast<uint32_t>(e << 16 | place);
+             });
+    __syncthreads();
+    float* const logits = step.logits + to * step.group;
+    ScoreTiles<Row>(
+        step, unit, q, rows,
+        [&](int i) { return span * step.span_keys + static_cast<int>(chosen[i] & 0xffffu); },
+        [&](int tile, const float(&s)[kHeadTiles][4]) {
+          ForEachLogit(step, head_rows, tile, s, [&](int i, int n, int h, float logit) {
+            logits[i * step.group + LaneHead(n, h)] = logit;
+          });
+          AddMasses(step, unit, shared, anchors, chosen, rows, heads, tile, s);
+        });
+    cluster = SpanCluster<kHeads>(step, unit, span + gridDim.x);
   }
-  if (thread < step.group) {
-    WindowSum* to =
-        step.windows + ((int64_t{unit.number} * step.parts + blockIdx.x) * step.group + thread) * 2;
-    to[0] = windows[0];
-    to[1] = windows[1];
+  __syncthreads();
+  if (thread < step.group * 2 && shared.window_rows[thread] != 0) {
+    auto* const to = &step.windows[2 * heads_before + thread].rows;
+    atomicAdd(reinterpret_cast<unsigned long long*>(to),
+              static_cast<unsigned long long>(shared.window_rows[thread]));
   }
   if (!EndsLast(step, unit, gridDim.x, &shared.flag)) return;
   for (int g = warp; g < step.group; g += kBlockWarps)
@@ -285,9 +340,10 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
 template <class Row, int kDim, int kHeadTiles>
 __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
     CutKernel(const __grid_constant__ Step step) {
-  extern __shared__ uint32_t chosen[];
+  extern __shared__ uint32_t chosen[];  // of rows beyond heads, likewise
   __shared__ PaperShared shared;
   const int thread = threadIdx.x;
+  const int warp = thread >> 5;
   const Unit unit = ReadUnit(step, blockIdx.y);
   QueryTile<kDim, kHeadTiles> q;
   LoadQuery<Row::kIsBF16>(step, unit, q);
@@ -296,80 +352,60 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
   if (IsDense(step, unit)) return;
   if (thread < step.group)
     shared.ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];
-  __syncthreads();
   const LaneAnchors<kHeadTiles> anchors(step, unit);
+  constexpr int kHeads = kHeadTiles * kTileHeads;
+  SpanCluster<kHeads> cluster(step, unit, blockIdx.x);
+  __syncthreads();
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
     const int64_t base = int64_t{unit.number} * step.spans + span;
     const int64_t to = base * step.span_keys;
     bool wanted = false;
-    bool known = false;
-    if (ReadBinsOfCluster(step, unit, span, shared)) {
-      for (int g = 0; g < step.group; ++g) {
-        const int bin = shared.bins[thread][g];
-        wanted = wanted || bin >= shared.ranks[g].cut_bin;
-        known = known || bin >= shared.ranks[g].head_bin;
+    bool head = false;
+    if (cluster.Rows() > 0) {
+#pragma unroll
+      for (int g = 0; g < kHeads; ++g) {
+        if (g >= step.group) break;
+        wanted = wanted || cluster.bins[g] >= shared.ranks[g].cut_bin;
+        head = head || cluster.bins[g] >= shared.ranks[g].head_bin;
       }
     }
-    shared.wanted[thread] = wanted ? 1 : 0;
-    int fresh;
-    const int at = BlockScan(wanted && !known ? 1 : 0, shared.scratch, &fresh);
-    if (wanted && !known) shared.clusters[at] = thread;
+    const bool fresh = wanted && !head;
+    uint64_t all;
+    const uint64_t before =
+        BlockScan(Counts(wanted ? 1 : 0, wanted ? cluster.Rows() : 0, head ? cluster.Rows() : 0,
+                         fresh ? cluster.Rows() : 0),
+                  shared.scratch, &all);
+    const int head_rows = CountOf<2>(all);
+    const int fresh_rows = CountOf<3>(all);
+    if (wanted) {
+      cluster.List(shared, CountOf<0>(before), CountOf<1>(before),
+                   head ? CountOf<2>(before) : head_rows + CountOf<3>(before));
+    }
     __syncthreads();
-    // Rows of the head that nobody selects make way, in place.
-    const int sampled = step.counts[base];
-    int kept = 0;
-    for (int first = 0; first < sampled; first += kBlockThreads) {
-      const int i = first + thread;
-      const int cluster = i < sampled ? step.tags[to + i] : 0;
-      const bool keep = i < sampled && shared.wanted[cluster] != 0;
-      const int row = keep ? step.rows[to + i] : 0;
-      float logits[kMaxGroup];
-#pragma unroll
-      for (int g = 0; g < kMaxGroup; ++g) {
-        if (g < step.group && keep) logits[g] = step.logits[(to + i) * step.group + g];
-      }
-      int here;
-      const int place = kept + BlockScan(keep ? 1 : 0, shared.scratch, &here);
-      kept += here;
-      if (keep) {
-        step.rows[to + place] = row;
-        step.tags[to + place] = static_cast<uint16_t>(cluster);
-#pragma unroll
-        for (int g = 0; g < kMaxGroup; ++g) {
-          if (g < step.group) step.logits[(to + place) * step.group + g] = logits[g];
-        }
-      }
-      __syncthreads();
-    }
-    const int rows = ListMembers(step, unit, span, fresh, shared, chosen);
-    StoreRows(step, span, to + kept, chosen, rows);
+    ListRows(step, unit, span, CountOf<0>(all), shared,
+             [&](int e, const Listed& of, int i, int place) {
+               step.rows[to + of.at + i] = ListedRow(of.slot + i, place);
+               if (of.slot >= head_rows)
+                 chosen[of.slot - head_rows + i] = static_cast<uint32_t>(e << 16 | place);
+             });
+    __syncthreads();
     float mass[kHeadTiles][2] = {};
-    const auto add = [&](int cluster, int n, int h, float logit) {
-      const int head = LaneHead(n, h);
-      if (shared.bins[cluster][head] >= shared.ranks[head].cut_bin)
-        mass[n][h] += Exp2(logit - anchors.of[n][h]);
-    };
-    for (int i = thread / 4; i < kept; i += kBlockThreads / 4) {
-#pragma unroll
-      for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int head = LaneHead(n, h);
-          if (head < step.group)
-            add(step.tags[to + i], n, h, step.logits[(to + i) * step.group + head]);
-        }
-      }
-    }
     ScoreRows<Row>(
-        step, unit, q, rows, step.logits + (to + kept) * step.group,
+        step, unit, q, fresh_rows, step.logits + (to + head_rows) * step.group,
         [&](int i) { return span * step.span_keys + static_cast<int>(chosen[i] & 0xffffu); },
         [&](int i, int n, int h, float logit) {
-          add(static_cast<int>(chosen[i] >> 16), n, h, logit);
+          const int head_number = LaneHead(n, h);
+          if (shared.bins[chosen[i] >> 16][head_number] >= shared.ranks[head_number].cut_bin)
+            mass[n][h] += Exp2(logit - anchors.of[n][h]);
         });
     SumHeads(mass, step.group, shared.by_warp, step.exact + base * step.group);
-    if (thread == 0) step.counts[base] = kept + rows;
+    if (thread == 0) step.counts[base] = CountOf<1>(all);
+    cluster = SpanCluster<kHeads>(step, unit, span + gridDim.x);
   }
-  if (EndsLast(step, unit, gridDim.x, &shared.flag) && thread < 32) CountTiles(step, unit, false);
+  if (!EndsLast(step, unit, gridDim.x, &shared.flag)) return;
+  if (thread < 32) CountTiles(step, unit, false);
+  for (int g = kBlockWarps - 1 - warp; g < step.group; g += kBlockWarps)
+    FindOwnMass(step, unit, g);
 }
 
 }  // namespace

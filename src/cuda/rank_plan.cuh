@@ -39,6 +39,8 @@ __device__ inline void FindFilter(const Step& step, const Unit& unit, int g) {
 // A curve needs so many ranks; below, everything is read.
 inline constexpr int kLeastRanks = 32;
 inline constexpr int kLeastWindow = 8;
+// A sample of a window: more make its mean no better (bench/README.md).
+inline constexpr int kMostOfWindow = 256;
 
 // Mode paper: head and windows of query head g. True: a cluster's logit has no place in the bins.
 // `bins`: room for them. One warp.
@@ -54,9 +56,12 @@ __device__ inline bool FindRanks(const Step& step, const Unit& unit, int g, uint
   if (all >= kLeastRanks && step.target < 1) {
     const int head = max(1, static_cast<int>(ceilf(step.head_share * static_cast<float>(all))));
     const auto place = FindBin<int>(bins, chunks, head, count);
-    ranks.head_bin = place.bin;
-    ranks.head_rows = place.rows;
-    const int width = max(kLeastWindow, static_cast<int>(step.window_share * all));
+    // The lowest bin has all that is negligible, however much of a sharp head's ranks that is.
+    const auto lowest = static_cast<int>(bins[0]);
+    ranks.head_bin = max(1, place.bin);
+    ranks.head_rows = place.bin > 0 ? place.rows : all - lowest;
+    const int share = static_cast<int>(step.window_share * all);
+    const int width = min(max(kLeastWindow, share), kMostOfWindow);
 #pragma unroll
     for (int w = 0; w < 2; ++w) {
       const float share = w == 0 ? step.near_window : step.far_window;

@@ -276,19 +276,20 @@ __device__ __forceinline__ T WarpScan(T x, int lane) {
   return x;
 }
 
-// Exclusive, over the block's threads; *total is of all. `scratch`: kBlockWarps ints.
-__device__ __forceinline__ int BlockScan(int x, int* scratch, int* total) {
+// Exclusive, over the block's threads; *total is of all. `scratch`: kBlockWarps of them.
+template <class T>
+__device__ __forceinline__ T BlockScan(T x, T* scratch, T* total) {
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
-  const int inclusive = WarpScan(x, lane);
+  const T inclusive = WarpScan(x, lane);
   __syncthreads();
   if (lane == 31) scratch[warp] = inclusive;
   __syncthreads();
-  int before = 0;
-  int all = 0;
+  T before = 0;
+  T all = 0;
 #pragma unroll
   for (int w = 0; w < kBlockWarps; ++w) {
-    before += w < warp ? scratch[w] : 0;
+    before += w < warp ? scratch[w] : T{0};
     all += scratch[w];
   }
   *total = all;

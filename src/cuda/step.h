@@ -55,11 +55,13 @@ struct PaperRanks {
   float window_rank[2];
   int32_t cut_bin;  // clusters of this bin and above are the head's own selection
   int32_t own_rows;
+  float own_mass;  // with the forced rows'
 };
 
-struct WindowSum {  // of exp2(logit - anchor) over sampled members of a window
-  float sum;
-  float count;
+// Of the sampled members of a window: their mass, in units of the window's bin (paper.cu).
+struct WindowSum {
+  uint64_t units;
+  uint64_t rows;
 };
 
 // What a unit is, and what of it is indexed. Rank finds out and leaves it for the stages after it.
@@ -96,6 +98,19 @@ struct Unit {
   }
 #endif
 };
+
+#ifdef __CUDACC__
+// A row of a span's list: its place in the span, and that of its logits among the span's.
+__host__ __device__ __forceinline__ uint32_t ListedRow(int slot, int place) {
+  return static_cast<uint32_t>(slot << 16 | place);
+}
+__host__ __device__ __forceinline__ int PlaceOfRow(uint32_t row) {
+  return static_cast<int>(row & 0xffffu);
+}
+__host__ __device__ __forceinline__ int SlotOfRow(uint32_t row) {
+  return static_cast<int>(row >> 16);
+}
+#endif
 
 struct Step {
   // --- the request ---
@@ -158,8 +173,7 @@ struct Step {
   // Forced rows, then for every span the rows chosen of it.
   int32_t* forced_rows;  // [forced_room]: positions
   float* forced_logits;  // [forced_room][group]
-  int32_t* rows;         // [span * span_keys]
-  uint16_t* tags;        // likewise: place among the span's members (tactic); cluster (paper)
+  uint32_t* rows;        // [span * span_keys]: ListedRow
   float* logits;         // [span * span_keys][group]
   int32_t* counts;       // [span]
   int32_t* tiles;        // of 16 rows, or of means, that attend has to do
@@ -169,16 +183,17 @@ struct Step {
   Filter* filters;     // [group]
   HeadMass* masses;    // [group]
   uint8_t* reading;    // 1: verify has something to read
+  uint16_t* tags;      // [span * span_keys]: of a listed row, its place among the span's members
   uint16_t* levels;    // [span * span_keys][level_stride]
   uint8_t* kept;       // [segment * slots]
   uint32_t* key_bins;  // [group][kBins]: keys
   float* skipped;      // [segment][group]: mass of clusters that were skipped
   float* unread;       // [segment * slots][group]: mass of members that are not read
-  float* exact;        // [span][group]: own mass found in the last round; mode paper: all of it
+  float* exact;        // [span][group]: own mass found in the last round; mode paper: beyond heads
   // Mode paper.
   uint64_t* bin_masses;  // [group][kBins], see paper.cu
   PaperRanks* ranks;     // [group]
-  WindowSum* windows;    // [part][group][2]
+  WindowSum* windows;    // [group][2]
   // attend
   float* states;          // [block of attend + unit][group][kStateSize], not by unit
   DeviceReport* reports;  // [group]

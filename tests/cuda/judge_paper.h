@@ -68,7 +68,9 @@ class PaperJudge {
       return;
     }
     const double head = std::ceil(o.head_share * all);
-    v_->That(RowsFrom(g, r.head_bin) >= head - 1 && RowsFrom(g, r.head_bin + 1) <= head,
+    // Or with the last bin that is not negligible.
+    v_->That((RowsFrom(g, r.head_bin) >= head - 1 || r.head_bin == 1) &&
+                 RowsFrom(g, r.head_bin + 1) <= head,
              "the head ends in its bin");
     v_->That(r.head_rows == RowsFrom(g, r.head_bin), "rows of the head");
     double y[2];
@@ -96,7 +98,7 @@ class PaperJudge {
     if (!(a > 0)) a = 0, b = (y[0] + y[1]) / 2;
     if (b < 0) b = 0, a = y[0] / n;
     const double in_head = MassFrom(g, r.head_bin);
-    const double h = r.head_rows;
+    const double h = std::max(1, r.head_rows);
     const auto curve = [&](double x) {
       return fixed + in_head + a * std::log(x / h) + b * (x - h);
     };
