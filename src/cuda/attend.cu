@@ -11,6 +11,7 @@
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/step.cuh"
+#include "src/cuda/tile_share.cuh"
 
 namespace tactic::cuda {
 namespace {
@@ -22,93 +23,114 @@ struct AttendShared {
   float factors[kBlockWarps * kMaxGroup];
 };
 
-// Where the rows of a unit are: forced ones first, then those of each span.
-struct RowList {
-  const int* before;  // [spans + 1]: rows ahead of each span's; last: all
-  int spans;
-  int total;
-};
-
-// One row of the list: its logits are those of row `at` of Step::logits, or of row ~at of
-// Step::forced_logits.
+// One row of the list, forced ones first. What its entry says is looked at as late as possible,
+// since it has to be read first.
 struct RowPlace {
-  int64_t at;
-  int position;
-};
-__device__ __forceinline__ RowPlace FindRow(const Step& step, const Unit& unit, const RowList& list,
-                                            int i) {
-  if (i < unit.forced) {
-    const int64_t at = int64_t{unit.number} * step.forced_room + i;
-    return {~at, unit.ForcedRow(i, step.sinks)};
-  }
-  int low = 0;
-  int high = list.spans;  // before[low] <= i < before[high]
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (list.before[middle] <= i)
-      low = middle;
-    else
-      high = middle;
-  }
-  const int64_t base = (int64_t{unit.number} * step.spans + low) * step.span_keys;
-  const uint32_t row = __ldcg(step.rows + base + (i - list.before[low]));
-  return {base + SlotOfRow(row), low * step.span_keys + PlaceOfRow(row)};
-}
+  uint32_t row;  // of a forced one: its position
+  int span;      // -1: it is a forced one
+  int at;        // of those
 
-// Adds up count(j) for j in [0, n), from `first` on: before[j], and before[n]. All threads.
-template <class Count>
-__device__ int AddUp(int n, int first, int* before, int* scratch, const Count& count) {
-  int all = first;
-  for (int j0 = 0; j0 < n; j0 += kBlockThreads) {
-    const int j = j0 + static_cast<int>(threadIdx.x);
-    int sum;
-    const int place = BlockScan(j < n ? count(j) : 0, scratch, &sum);
-    if (j < n) before[j] = all + place;
-    all += sum;
+  __device__ __forceinline__ static RowPlace Find(const Step& step, const Unit& unit,
+                                                  const RowList& list, int i) {
+    if (i < unit.forced) return {static_cast<uint32_t>(unit.ForcedRow(i, step.sinks)), -1, i};
+    const int span = LastBefore(list.before, list.spans, i);
+    const int64_t first = (int64_t{unit.number} * step.spans + span) * step.span_keys;
+    return {__ldcg(step.rows + first + (i - list.before[span])), span, 0};
   }
-  if (threadIdx.x == 0) before[n] = all;
-  __syncthreads();
-  return all;
+  __device__ __forceinline__ RowPlace Of(int lane) const {
+    return {__shfl_sync(kAllLanes, row, lane), __shfl_sync(kAllLanes, span, lane),
+            __shfl_sync(kAllLanes, at, lane)};
+  }
+  __device__ __forceinline__ int Position(const Step& step) const {
+    return span < 0 ? static_cast<int>(row) : span * step.span_keys + PlaceOfRow(row);
+  }
+  // It has no logits yet.
+  __device__ __forceinline__ bool IsFresh() const { return span >= 0 && (row & kFresh) != 0; }
+  // Where those of other rows are.
+  __device__ __forceinline__ const float* Logits(const Step& step, const Unit& unit) const {
+    if (span < 0)
+      return step.forced_logits + (int64_t{unit.number} * step.forced_room + at) * step.group;
+    const int64_t of_span = int64_t{unit.number} * step.spans + span;
+    return step.logits + (of_span * step.span_keys + SlotOfRow(row)) * step.group;
+  }
+  // Where the scores of a fresh one's cluster are.
+  __device__ __forceinline__ const float* Scores(const Step& step, const Unit& unit) const {
+    const int64_t of_span = int64_t{unit.number} * step.spans + span;
+    return step.scores + (of_span * step.span_slots + SlotOfRow(row)) * step.group;
+  }
+};
+
+// A tile with fresh rows: their logits, and the mass of those that are a head's own.
+template <class Row, int kDim, int kHeadTiles>
+__device__ void ScoreFresh(const Step& step, const Unit& unit, const RowPlace (&places)[2],
+                           const bool (&fresh)[2], float (&s)[kHeadTiles][4],
+                           float (&own)[kHeadTiles][2]) {
+  QueryTile<kDim, kHeadTiles> q;
+  LoadQuery<Row::kIsBF16>(step, unit, q);
+  KeyTile<Row, kDim> keys;
+  keys.Load(KeyRow<Row>(step, unit, places[0].Position(step)),
+            KeyRow<Row>(step, unit, places[1].Position(step)), threadIdx.x & 31);
+  float logits[kHeadTiles][4];
+  keys.Score(q, logits);
+  const LaneAnchors<kHeadTiles> anchors(step, unit);
+#pragma unroll
+  for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int head = LaneHead(n, k % 2);
+      if (!fresh[k / 2] || head >= step.group) continue;
+      s[n][k] = Capped(logits[n][k] * step.key_unit, step.softcap);
+      const int bin = BinOf(__ldcg(places[k / 2].Scores(step, unit) + head));
+      const int cut = step.ranks[int64_t{unit.number} * step.group + head].cut_bin;
+      if (bin >= cut) own[n][k % 2] += Exp2(s[n][k] - anchors.of[n][k % 2]);
+    }
+  }
 }
 
 template <class Row, int kDim, int kHeadTiles>
 __device__ void AttendChosen(const Step& step, const Unit& unit, const RowList& list, int begin,
-                             int end, SoftmaxTile<kDim, kHeadTiles>& state) {
+                             int end, SoftmaxTile<kDim, kHeadTiles>& state,
+                             float (&own)[kHeadTiles][2]) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
   const int t = lane & 3;
   int tile = begin + static_cast<int>(threadIdx.x >> 5);
   if (tile >= end) return;
   const auto find = [&](int of) {
-    return FindRow(step, unit, list, min(of * kTileRows + (lane & 15), list.total - 1));
+    return RowPlace::Find(step, unit, list, min(of * kTileRows + (lane & 15), list.total - 1));
   };
-  RowPlace place = find(tile);
+  RowPlace next = find(tile);
   ValueTile<Row, kDim> values;
   for (; tile < end; tile += kBlockWarps) {
-    const uint8_t* rows[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int of = 2 * t + i % 2 + i / 2 * 8;
-      rows[i] = ValueRow<Row>(step, unit, __shfl_sync(kAllLanes, place.position, of));
-    }
-    values.Load(rows, lane);
+    const RowPlace places[2] = {next.Of(r), next.Of(r + 8)};
+    const int position = next.Position(step);
     float s[kHeadTiles][4];
+    bool fresh[2];
 #pragma unroll
-    for (int k = 0; k < 4; k += 2) {
-      const int64_t at = __shfl_sync(kAllLanes, place.at, r + k / 2 * 8);
-      const float* logits =
-          at >= 0 ? step.logits + at * step.group : step.forced_logits + ~at * step.group;
-      const bool there = tile * kTileRows + r + k / 2 * 8 < list.total;
+    for (int i = 0; i < 2; ++i) {
+      const bool there = tile * kTileRows + r + i * 8 < list.total;
+      fresh[i] = there && places[i].IsFresh();
+      const float* logits = places[i].Logits(step, unit);
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int head = LaneHead(n, h);
-          s[n][k + h] = there && head < step.group ? __ldcg(logits + head) : kNone;
+          s[n][2 * i + h] =
+              there && !fresh[i] && head < step.group ? __ldcg(logits + head) : kNone;
         }
       }
     }
-    if (tile + kBlockWarps < end) place = find(tile + kBlockWarps);
+    if (step.mode == Mode::kPaper && __any_sync(kAllLanes, fresh[0] || fresh[1]))
+      ScoreFresh<Row, kDim>(step, unit, places, fresh, s, own);
+    const uint8_t* rows[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      rows[i] = ValueRow<Row>(step, unit,
+                              __shfl_sync(kAllLanes, position, 2 * t + i % 2 + i / 2 * 8));
+    }
+    values.Load(rows, lane);
+    if (tile + kBlockWarps < end) next = find(tile + kBlockWarps);
     state.Add(s, values);
   }
 }
@@ -169,6 +191,40 @@ __device__ void AttendAll(const Step& step, const Unit& unit, int begin, int end
   }
 }
 
+// Masses that a tile of means stands for, for rows r and r + 8 and the heads of a lane, relative to
+// the anchors: of members that were not read, of the clusters that were kept, and, last of a
+// segment, of all that were skipped.
+// Nothing is looked at before it is asked for, so that all loads may be under way for long.
+template <int kHeadTiles>
+struct MeanMasses {
+  uint8_t kept[2];
+  float masses[kHeadTiles][4];
+
+  __device__ __forceinline__ void Load(const Step& step, int64_t segment, int first) {
+    const int r = static_cast<int>(threadIdx.x & 31) >> 2;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int slot = first + r + 8 * i;
+      const int64_t at = segment * step.slots + min(slot, step.slots - 1);
+      kept[i] = slot < step.slots ? __ldcg(step.kept + at) : uint8_t{slot == step.slots};
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int head = LaneHead(n, h);
+          const float* from = slot < step.slots ? step.unread + at * step.group
+                                                : step.skipped + segment * step.group;
+          masses[n][2 * i + h] =
+              head < step.group && slot <= step.slots ? __ldcg(from + head) : 0.0f;
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ float Of(int n, int k) const {
+    return kept[k / 2] != 0 ? masses[n][k] : 0.0f;
+  }
+};
+
 // Means of values, for members that were not read and for clusters that were skipped: tiles [begin,
 // end) of the unit's.
 template <int kDim, int kHeadTiles>
@@ -181,46 +237,45 @@ __device__ void AddTail(const Step& step, const Unit& unit, int begin, int end,
   const int tiles = MeanTiles(step);
   const float to_mean = 1 / step.value_unit;
   const LaneAnchors<kHeadTiles> anchors(step, unit);
-  for (int i = begin + static_cast<int>(threadIdx.x >> 5); i < end; i += kBlockWarps) {
+  int i = begin + static_cast<int>(threadIdx.x >> 5);
+  if (i >= end) return;
+  const auto load = [&](int of) {
+    MeanMasses<kHeadTiles> masses;
+    const int64_t segment = static_cast<int64_t>(unit.number) * step.segments + of / tiles;
+    masses.Load(step, segment, of % tiles * kTileRows);
+    return masses;
+  };
+  MeanMasses<kHeadTiles> next = load(i);
+  for (; i < end; i += kBlockWarps) {
     const int segment = i / tiles;
     const int first = i % tiles * kTileRows;
-    const int64_t base = static_cast<int64_t>(unit.number) * step.segments + segment;
-    float s[kHeadTiles][4];
-    bool any = false;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int slot = first + r + k / 2 * 8;
-#pragma unroll
-      for (int n = 0; n < kHeadTiles; ++n) {
-        const int head = LaneHead(n, k & 1);
-        float mass = 0;
-        if (head < step.group) {
-          if (slot < step.slots && __ldcg(step.kept + base * step.slots + slot) != 0) {
-            mass = __ldcg(step.unread + (base * step.slots + slot) * step.group + head);
-          } else if (slot == step.slots) {
-            mass = __ldcg(step.skipped + base * step.group + head);
-          }
-        }
-        s[n][k] = mass > 0 ? log2f(mass) + anchors.of[n][k & 1] : kNone;
-        any = any || mass > 0;
-      }
-    }
-    if (!__any_sync(kAllLanes, any)) continue;
     const int8_t* values = unit.means + int64_t{segment} * means * kDim;
     const uint16_t* scales = unit.mean_scales + int64_t{segment} * means;
     const auto slot = [&](int row) { return min(first + row, step.slots); };
-    const auto scale = [&](int row) {
-      return __half2float(__ushort_as_half(scales[slot(row)])) * to_mean;
-    };
+    const auto scale = [&](int row) { return __ldg(scales + slot(row)); };
     const uint8_t* rows[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       rows[k] = reinterpret_cast<const uint8_t*>(values) +
                 static_cast<int64_t>(slot(2 * t + k % 2 + k / 2 * 8)) * kDim;
     }
+    // Nearly every tile has some mass: its values are not made to wait for that.
     ValueTile<RowI8, kDim> tile;
     tile.Load(rows, lane);
-    state.Add(s, tile, scale(r), scale(r + 8));
+    const uint16_t low = scale(r);
+    const uint16_t high = scale(r + 8);
+    float s[kHeadTiles][4];
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float mass = next.Of(n, k);
+        s[n][k] = mass > 0 ? log2f(mass) + anchors.of[n][k & 1] : kNone;
+      }
+    }
+    if (i + kBlockWarps < end) next = load(i + kBlockWarps);
+    state.Add(s, tile, __half2float(__ushort_as_half(low)) * to_mean,
+              __half2float(__ushort_as_half(high)) * to_mean);
   }
 }
 
@@ -261,37 +316,20 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
     }
   }
   const int64_t all = AddUp(units, 0, before, shared.scratch, [&](int u) {
-    return kDense ? RowTiles(__ldg(step.lengths + u / step.kv_heads)) : __ldcg(step.tiles + u);
+    if (kDense) return RowTiles(__ldg(step.lengths + u / step.kv_heads));
+    if (step.mode == Mode::kPaper && __ldcg(step.dense + u) == 0)
+      return RowTiles(__ldcg(step.listed_rows + u));
+    return __ldcg(step.tiles + u);
   });
-  const int64_t blocks = BlocksAtWork(step, all);
-  if (blockIdx.x >= blocks) return;
-  // Tile x is block ((x + 1) * blocks - 1) / all's.
-  const auto block_of = [&](int64_t tile) {
-    return static_cast<int>(((tile + 1) * blocks - 1) / all);
-  };
-  int at = static_cast<int>(all * blockIdx.x / blocks);
-  const int stop = static_cast<int>(all * (blockIdx.x + 1) / blocks);
-  int number = 0;
-  for (int low = 0, high = units; high - low > 1;) {
-    const int middle = (low + high) / 2;
-    if (before[middle] <= at)
-      low = middle;
-    else
-      high = middle;
-    number = low;
-  }
-  for (; at < stop; ++number) {
-    const int next = before[number + 1];
-    if (next <= at) continue;  // a unit without rows
-    const int first = before[number];
-    const int begin = at - first;
-    const int end = min(stop, next) - first;
-    at = min(stop, next);
-    const Unit unit = kDense ? FindUnit(step, number) : ReadUnit(step, number);
+  ForEachShare(before, units, all, BlocksAtWork(step, all), [&](const UnitShare& share) {
+    const int begin = share.begin;
+    const int end = share.end;
+    const Unit unit = kDense ? FindUnit(step, share.unit) : ReadUnit(step, share.unit);
     const bool dense = kDense || IsDense(step, unit);
     SoftmaxTile<kDim, kHeadTiles> state;
     float max_rows[kHeadTiles][2];
     float sum_rows[kHeadTiles][2];
+    float own[kHeadTiles][2] = {};  // mass of own rows that nothing knew before
     state.Clear();
     int rows = unit.tokens;
     if (kDense || dense) {
@@ -306,28 +344,26 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
                    [&](int j) { return __ldcg(step.counts + counts + j); });
       const int row_tiles = RowTiles(rows);
       AttendChosen<Row>(step, unit, {list_room, unit.spans, rows}, begin, min(end, row_tiles),
-                        state);
+                        state, own);
       state.EndRows(max_rows, sum_rows);
       if (end > row_tiles)
         AddTail(step, unit, max(begin, row_tiles) - row_tiles, end - row_tiles, state);
     }
     __syncthreads();
-    state.Store(max_rows, sum_rows, states_here + (thread >> 5) * group_size, step.group,
+    state.Store(max_rows, sum_rows, own, states_here + (thread >> 5) * group_size, step.group,
                 step.value_unit, lane);
     __syncthreads();
     const auto finish = [&](int g, int x, float2 sum, const MergedHead& merged) {
       Finish<kDim>(step, unit, dense, rows, g, x, sum, merged);
     };
-    const int first_block = block_of(first);
-    const int sharing = block_of(next - 1) - first_block + 1;
-    if (sharing == 1) {
+    if (share.blocks == 1) {
       MergeStates<kDim, false>(states_here, kBlockWarps, group_size, step.group, shared.factors,
                                shared.merged, finish);
-      continue;
+      return;
     }
     // A block leaves one state for each unit: number by block and unit, since both only grow.
     const auto state_of = [&](int block) {
-      return step.states + (int64_t{block} + number) * group_size;
+      return step.states + (int64_t{block} + share.unit) * group_size;
     };
     float* mine = state_of(blockIdx.x);
     MergeStates<kDim, false>(states_here, kBlockWarps, group_size, step.group, shared.factors,
@@ -339,11 +375,12 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
                                of[kDim] = merged.max;
                                of[kDim + 1] = merged.weights;
                                of[kDim + 2] = merged.rows;
+                               of[kDim + 3] = merged.own;
                              });
-    if (!EndsLast(step, unit, sharing, &shared.flag)) continue;
-    MergeStates<kDim, true>(state_of(first_block), sharing, group_size, step.group, states_here,
-                            shared.merged, finish);
-  }
+    if (!EndsLast(step, unit, share.blocks, &shared.flag)) return;
+    MergeStates<kDim, true>(state_of(share.first_block), share.blocks, group_size, step.group,
+                            states_here, shared.merged, finish);
+  });
 }
 
 }  // namespace

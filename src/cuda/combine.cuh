@@ -11,6 +11,7 @@ struct MergedHead {
   float max;
   float weights;
   float rows;  // weights without the tail's
+  float own;   // see SoftmaxTile::Store
 };
 
 // Merges `count` states, which are `stride` floats apart, of every head of the group; done(g, x,
@@ -33,15 +34,18 @@ __device__ void MergeStates(const float* states, int count, int64_t stride, int 
     max = WarpMax(max);
     float weights = 0;
     float rows = 0;
+    float own = 0;
     for (int k = lane; k < count; k += 32) {
       const float f = Exp2(factors[g * count + k] - max);
       factors[g * count + k] = f;
       weights += f * read(of + k * stride + 1);
       rows += f * read(of + k * stride + 2);
+      own += read(of + k * stride + 3);
     }
     weights = WarpSum(weights);
     rows = WarpSum(rows);
-    if (lane == 0) merged[g] = {max, weights, rows};
+    own = WarpSum(own);
+    if (lane == 0) merged[g] = {max, weights, rows, own};
   }
   __syncthreads();
   // Two elements to a thread.
@@ -64,7 +68,8 @@ __device__ void MergeStates(const float* states, int count, int64_t stride, int 
 }
 
 // What a head of a unit that was not read densely is known to have selected.
-__device__ inline void ReportOwn(const Step& step, const Unit& unit, int g, DeviceReport* report) {
+__device__ inline void ReportOwn(const Step& step, const Unit& unit, int g,
+                                 const MergedHead& merged, DeviceReport* report) {
   const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
   float exact = 0;
   if (step.mode == Mode::kTactic) {
@@ -74,7 +79,7 @@ __device__ inline void ReportOwn(const Step& step, const Unit& unit, int g, Devi
     report->p_hat = Believed(m);
     report->rounds = m.rounds;
   } else {
-    exact = step.ranks[head].own_mass;
+    exact = step.ranks[head].own_mass + merged.own;
     report->own_rows = step.ranks[head].own_rows + unit.forced;
     report->p_hat = -1;
   }
@@ -97,7 +102,7 @@ __device__ void Finish(const Step& step, const Unit& unit, bool dense, int union
   report.own_lse = report.union_lse;
   report.p_hat = 1;
   report.rounds = 0;
-  if (!dense) ReportOwn(step, unit, g, &report);
+  if (!dense) ReportOwn(step, unit, g, merged, &report);
   step.reports[head] = report;
   if (g != 0) return;
   step.listed[2 * unit.number] = dense ? 0 : unit.forced;

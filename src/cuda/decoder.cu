@@ -130,7 +130,6 @@ struct Decoder::Impl {
     carver->Take(&s.logits, rows * group);
     carver->Take(&s.counts, segments);
     carver->Take(&s.tiles, units);
-    carver->Take(&s.exact, segments * group);
     if (tactic) {
       carver->Take(&s.queries, heads);
       carver->Take(&s.rotated, units * ((group + kTileHeads - 1) / kTileHeads) *
@@ -138,6 +137,7 @@ struct Decoder::Impl {
       carver->Take(&s.filters, heads);
       carver->Take(&s.masses, heads);
       carver->Take(&s.reading, units);
+      carver->Take(&s.exact, segments * group);
       carver->Take(&s.tags, rows);
       carver->Take(&s.bounds, clusters * group);
       carver->Take(&s.levels, rows * s.level_stride);
@@ -150,6 +150,7 @@ struct Decoder::Impl {
       carver->Take(&s.bin_masses, heads * kBins);
       carver->Take(&s.ranks, heads);
       carver->Take(&s.windows, heads * 2);
+      carver->Take(&s.listed_rows, units);
     }
   }
 };
@@ -244,6 +245,7 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   step.batch = request.batch;
   const int units = request.batch * impl.shape.kv_heads;
   step.rank_parts = RankParts(units, impl.multiprocessors);
+  step.sample_blocks = kSampleBlocks * impl.multiprocessors;
   step.attend_wave = kAttendBlocks * impl.multiprocessors;
   const int row_bytes = impl.shape.head_dim * (fp8 ? 1 : 2);
   step.attend_blocks = step.attend_wave * AttendWaves(step, request.max_length, units, row_bytes);
@@ -274,7 +276,7 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   if (step.mode == Mode::kPaper) {
     TACTIC_RETURN_IF_ERROR(LaunchRank(step, type, stream));
     TACTIC_RETURN_IF_ERROR(LaunchSample(step, type, stream));
-    TACTIC_RETURN_IF_ERROR(LaunchCut(step, type, stream));
+    TACTIC_RETURN_IF_ERROR(LaunchCut(step, stream));
   } else if (step.mode == Mode::kTactic) {
     TACTIC_RETURN_IF_ERROR(LaunchRank(step, type, stream));
     TACTIC_RETURN_IF_ERROR(LaunchScan(step, stream));

@@ -20,8 +20,10 @@ Status LaunchScan(const Step& step, Stream stream);
 Status LaunchVerify(const Step& step, Element type, int round, Stream stream);
 
 // Mode paper.
+// Blocks of its scores that fit on a multiprocessor.
+inline constexpr int kSampleBlocks = 3;
 Status LaunchSample(const Step& step, Element type, Stream stream);
-Status LaunchCut(const Step& step, Element type, Stream stream);
+Status LaunchCut(const Step& step, Stream stream);
 
 // Tiles of 16 rows that are worth a block of attend beyond those that run at once: its start, and a
 // state to merge.

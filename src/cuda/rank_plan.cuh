@@ -39,7 +39,7 @@ __device__ inline void FindFilter(const Step& step, const Unit& unit, int g) {
 // A curve needs so many ranks; below, everything is read.
 inline constexpr int kLeastRanks = 32;
 inline constexpr int kLeastWindow = 8;
-// A sample of a window: more make its mean no better (bench/README.md).
+// As many are enough for its mean: with ten times as many at 1M tokens as many heads reach P.
 inline constexpr int kMostOfWindow = 256;
 
 // Mode paper: head and windows of query head g. True: a cluster's logit has no place in the bins.

@@ -55,10 +55,10 @@ struct PaperRanks {
   float window_rank[2];
   int32_t cut_bin;  // clusters of this bin and above are the head's own selection
   int32_t own_rows;
-  float own_mass;  // with the forced rows'
+  float own_mass;  // of what was sampled, and of the forced rows
 };
 
-// Of the sampled members of a window: their mass, in units of the window's bin (paper.cu).
+// Of the sampled members of a window: their mass, in units of the window's bin (mass_curve.cuh).
 struct WindowSum {
   uint64_t units;
   uint64_t rows;
@@ -100,15 +100,21 @@ struct Unit {
 };
 
 #ifdef __CUDACC__
-// A row of a span's list: its place in the span, and that of its logits among the span's.
+// A row of a span's list: its place in the span, and that of its logits among the span's; or, mode
+// paper, its cluster, where there are no logits yet.
 __host__ __device__ __forceinline__ uint32_t ListedRow(int slot, int place) {
   return static_cast<uint32_t>(slot << 16 | place);
+}
+inline constexpr uint32_t kFresh = 1u << 31;
+__host__ __device__ __forceinline__ uint32_t FreshRow(int cluster, int place) {
+  return kFresh | static_cast<uint32_t>(cluster << 16 | place);
 }
 __host__ __device__ __forceinline__ int PlaceOfRow(uint32_t row) {
   return static_cast<int>(row & 0xffffu);
 }
+// Its logits', or its cluster.
 __host__ __device__ __forceinline__ int SlotOfRow(uint32_t row) {
-  return static_cast<int>(row >> 16);
+  return static_cast<int>((row & ~kFresh) >> 16);
 }
 #endif
 
@@ -120,6 +126,7 @@ struct Step {
   int head_dim;
   int rank_parts;
   int parts;          // of the stages between rank and attend
+  int sample_blocks;  // of the grid that scores samples
   int attend_wave;    // blocks of attend that run at once
   int attend_blocks;  // of its grid
   const void* q;
@@ -189,11 +196,12 @@ struct Step {
   uint32_t* key_bins;  // [group][kBins]: keys
   float* skipped;      // [segment][group]: mass of clusters that were skipped
   float* unread;       // [segment * slots][group]: mass of members that are not read
-  float* exact;        // [span][group]: own mass found in the last round; mode paper: beyond heads
+  float* exact;        // [span][group]: own mass found in the last round
   // Mode paper.
-  uint64_t* bin_masses;  // [group][kBins], see paper.cu
+  uint64_t* bin_masses;  // [group][kBins]: of the clusters of heads, see mass_curve.cuh
   PaperRanks* ranks;     // [group]
   WindowSum* windows;    // [group][2]
+  int32_t* listed_rows;  // of the unit: to be sampled, then to be attended to
   // attend
   float* states;          // [block of attend + unit][group][kStateSize], not by unit
   DeviceReport* reports;  // [group]

@@ -375,10 +375,11 @@ struct SoftmaxTile {
   }
 
   // Writes the state of head g to to[g * kStateSize<kDim>]: sums of weighted values times `unit`;
-  // maximum, sum of weights, and the same without the tail.
+  // maximum, sum of weights, the same without the tail, and the sum of what lanes hold in `own`.
   __device__ __forceinline__ void Store(const float (&max_rows)[kHeadTiles][2],
-                                        const float (&sum_rows)[kHeadTiles][2], float* to,
-                                        int group, float unit, int lane) {
+                                        const float (&sum_rows)[kHeadTiles][2],
+                                        const float (&own)[kHeadTiles][2], float* to, int group,
+                                        float unit, int lane) {
     const int r = lane >> 2;
     const int t = lane & 3;
 #pragma unroll
@@ -387,10 +388,12 @@ struct SoftmaxTile {
       for (int h = 0; h < 2; ++h) {
         float all = sum[n][h];
         float rows = sum_rows[n][h] * Exp2(max_rows[n][h] - max[n][h]);
+        float all_own = own[n][h];
 #pragma unroll
         for (int k = 4; k < 32; k <<= 1) {
           all += __shfl_xor_sync(kAllLanes, all, k);
           rows += __shfl_xor_sync(kAllLanes, rows, k);
+          all_own += __shfl_xor_sync(kAllLanes, all_own, k);
         }
         const int head = n * kTileHeads + 2 * t + h;
         if (head >= group) continue;
@@ -399,6 +402,7 @@ struct SoftmaxTile {
           of[kDim] = max[n][h];
           of[kDim + 1] = all;
           of[kDim + 2] = rows;
+          of[kDim + 3] = all_own;
         }
 #pragma unroll
         for (int e = 0; e < kHalf; ++e) {

@@ -296,6 +296,7 @@ inline std::vector<int64_t> JudgeListed(const UnitView& u, const HeadIndex& inde
       const size_t slot = at + SlotOfRow(rows[at + i]);
       if (!want[j].contains(position)) continue;
       got.insert(position);
+      if ((rows[at + i] & kFresh) != 0) continue;
       for (int g = 0; g < step.group; ++g)
         verdict->Near(logits[slot * step.group + g], u.logits[g][position], 3e-3, "logit");
     }
