@@ -256,14 +256,14 @@ class Bench:
             found = contenders.setdefault(policy.text, {"mode": policy.mode})
             with errors_into(found):
                 ours = Ours(self.library, policy, attention, caches, of.context, stack)
-                found["quality"], kept = ours.judge(of_layers)
+                found["quality"], read = ours.judge(of_layers)
                 parts = report.read_bytes(
                     *(of.shape, policy, of.batch, of.tokens),
                     found["quality"]["union_rows_mean"],
-                    kept,
+                    **read,
                 )
                 found["bytes_by_kind"] = parts
-                found["kept_clusters"] = kept
+                found.update(read)
                 found["workspace_bytes"] = ours.decoder.bytes
                 if ours.indexes:
                     found["index_bytes_of_layer"] = sum(i.bytes for i in ours.indexes[0])

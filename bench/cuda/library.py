@@ -191,6 +191,7 @@ class Library:
                 + [ctypes.POINTER(wide)],
             ),
             "kept": (pointer, [pointer] + [ctypes.POINTER(ctypes.c_int32)] * 2),
+            "sampled": (pointer, [pointer]),
         }
         for name, (result, arguments) in functions.items():
             function = getattr(self.c, f"tactic_bench_{name}")
@@ -328,6 +329,14 @@ class Decoder:
         units = self._batch * self._shape.kv_heads
         kept = device_tensor(int(pointer), (units, segments.value * slots.value), "|u1")
         return float(kept.double().sum(1).mean())
+
+    def sampled_rows(self) -> float | None:
+        """Rows that the last step of mode paper sampled, likewise."""
+        pointer = self._library.c.tactic_bench_sampled(self._handle)
+        if pointer is None:
+            return None
+        sampled = device_tensor(int(pointer), (self._batch * self._shape.kv_heads,), "<i4")
+        return float(sampled.double().mean())
 
     def selected_rows(self, sequence: int, kv_head: int, room: int) -> list[int]:
         """Positions that a KV head read in the last step, ascending; waits for the device."""

@@ -55,16 +55,20 @@ class Ours:
             self.attention.tokens,
         )
 
-    def judge(self, of_layers: list[exact.Exact]) -> tuple[dict[str, float], float | None]:
-        """Quality over all layers, and the clusters whose codes were read, if that is known."""
+    def judge(
+        self, of_layers: list[exact.Exact]
+    ) -> tuple[dict[str, float], dict[str, float | None]]:
+        """Quality over all layers, and what the selection read, where that is known."""
         self.out.fill_(math.nan)
-        reports, kept = [], []
+        reports = []
+        read: dict[str, list[float]] = {"kept_clusters": [], "sampled_rows": []}
         for layer in range(self.attention.layers):
             self.step(layer)
             reports.append(self.decoder.reports())
-            clusters = self.decoder.kept_clusters()
-            if clusters is not None:
-                kept.append(clusters)
+            for name, found in read.items():
+                mean = getattr(self.decoder, name)()
+                if mean is not None:
+                    found.append(mean)
         expected = exact.Exact(
             torch.stack([e.lse for e in of_layers]), torch.stack([e.out for e in of_layers])
         )
@@ -72,7 +76,8 @@ class Ours:
         quality = exact.quality(stacked, self.out, expected, self.policy.target, self.policy.mode)
         if not math.isfinite(quality["output_error_max"]):
             raise ArithmeticError("an output is not finite or was not written")
-        return quality, sum(kept) / len(kept) if kept else None
+        means = {name: sum(of) / len(of) if of else None for name, of in read.items()}
+        return quality, means
 
     def build_times(self) -> dict[str, float]:
         """Milliseconds to index one sequence of one layer, all at once and its newest block."""

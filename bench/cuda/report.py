@@ -54,6 +54,7 @@ def read_bytes(
     tokens: int,
     union_rows: float,
     kept_clusters: float | None,
+    sampled_rows: float | None,
 ) -> dict[str, float]:
     """What a step of that policy cannot do without, by kind, each byte once. Per KV head:
 
@@ -63,14 +64,24 @@ def read_bytes(
     tail      mode tactic: the mean value of every cluster, when unread tokens are represented
     rows      keys and values of union_rows rows, the mean of what groups read, and the entry of the
               member list that names a row
+    samples   mode paper: keys of the sampled rows, sampled_rows on average, beyond as many as rows
+              has
     """
     heads = batch * shape.kv_heads
     dim = shape.head_dim
     if policy.mode == "dense" or tokens < policy.dense_below:
-        return {"clusters": 0, "codes": 0, "tail": 0, "rows": dense_bytes(shape, batch, tokens)}
+        return {
+            "clusters": 0,
+            "codes": 0,
+            "tail": 0,
+            "samples": 0,
+            "rows": dense_bytes(shape, batch, tokens),
+        }
     closed, pages = covered(policy, tokens)
     clusters = closed / policy.cluster_size + pages / 32
     found = {"clusters": heads * clusters * (dim + 2 + 2.0), "codes": 0.0, "tail": 0.0}
+    more = max(0.0, (sampled_rows or 0.0) - union_rows)
+    found["samples"] = heads * more * (dim * ELEMENT + 2)
     if policy.mode == "tactic":
         found["clusters"] = heads * clusters * (dim + 20 + 2.0)
         share = 1.0 if kept_clusters is None else min(1.0, kept_clusters / max(1.0, clusters))

@@ -2,8 +2,8 @@
 //
 // Every function that can fail returns the number of a StatusCode, 0 when all is well, and leaves a
 // sentence that tactic_bench_error() returns to the same thread. Streams and device memory are the
-// caller's, passed as pointers. Compiled as CUDA it also says which clusters a step kept, which the
-// public header does not.
+// caller's, passed as pointers. Compiled as CUDA it also says what a step sampled and kept, which
+// the public header does not.
 #include <algorithm>
 #include <cstdint>
 #include <exception>
@@ -294,6 +294,16 @@ TACTIC_BENCH_API int tactic_bench_selected_rows(const Decoder* decoder, int sequ
     std::copy_n(selected.begin(), std::min(*count, room), rows);
     return Status::Ok();
   });
+}
+
+// [max_batch][kv_heads] numbers in device memory: rows that the last step of mode paper sampled.
+// Null when this was not compiled as CUDA, or in other modes.
+TACTIC_BENCH_API const int32_t* tactic_bench_sampled([[maybe_unused]] const Decoder* decoder) {
+#ifdef __CUDACC__
+  const tactic::cuda::Step& step = tactic::cuda::DecoderAccess::LastStep(*decoder);
+  if (step.mode == Mode::kPaper) return step.sampled_rows;
+#endif
+  return nullptr;
 }
 
 // [max_batch][kv_heads][segments][slots] bytes in device memory: 1 for a cluster whose codes the

@@ -318,7 +318,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   const int64_t all = AddUp(units, 0, before, shared.scratch, [&](int u) {
     if (kDense) return RowTiles(__ldg(step.lengths + u / step.kv_heads));
     if (step.mode == Mode::kPaper && __ldcg(step.dense + u) == 0)
-      return RowTiles(__ldcg(step.listed_rows + u));
+      return RowTiles(step.units[u].forced + __ldcg(step.selected_rows + u));
     return __ldcg(step.tiles + u);
   });
   ForEachShare(before, units, all, BlocksAtWork(step, all), [&](const UnitShare& share) {

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kBlockThreads, 6) CutKernel(const __grid_const
     ListRows(step, unit, span, CountOf<0>(all), shared);
     if (thread == 0) {
       step.counts[int64_t{unit.number} * step.spans + span] = CountOf<1>(all);
-      atomicAdd(step.listed_rows + unit.number, CountOf<1>(all));
+      atomicAdd(step.selected_rows + unit.number, CountOf<1>(all));
     }
   }
 }

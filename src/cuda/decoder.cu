@@ -150,7 +150,8 @@ struct Decoder::Impl {
       carver->Take(&s.bin_masses, heads * kBins);
       carver->Take(&s.ranks, heads);
       carver->Take(&s.windows, heads * 2);
-      carver->Take(&s.listed_rows, units);
+      carver->Take(&s.sampled_rows, units);
+      carver->Take(&s.selected_rows, units);
     }
   }
 };

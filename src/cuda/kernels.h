@@ -20,7 +20,7 @@ Status LaunchScan(const Step& step, Stream stream);
 Status LaunchVerify(const Step& step, Element type, int round, Stream stream);
 
 // Mode paper.
-// Blocks of its scores that fit on a multiprocessor.
+// Blocks of sample's scores that fit on a multiprocessor.
 inline constexpr int kSampleBlocks = 3;
 Status LaunchSample(const Step& step, Element type, Stream stream);
 Status LaunchCut(const Step& step, Stream stream);

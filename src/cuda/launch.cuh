@@ -46,6 +46,14 @@ inline Status Launch(void (*kernel)(Step), const Step& step, dim3 grid, size_t s
   return FromCuda(cudaLaunchKernelEx(&config, kernel, step), "launching a kernel");
 }
 
+// Calls f.operator()<heads>() for a group of at most so many heads.
+template <class F>
+Status DispatchHeads(const Step& step, const F& f) {
+  if (step.group <= 4) return f.template operator()<4>();
+  if (step.group <= 8) return f.template operator()<8>();
+  return f.template operator()<16>();
+}
+
 // Calls f.operator()<tiles of heads>() for the step's group.
 template <class F>
 Status DispatchGroup(const Step& step, const F& f) {

@@ -320,7 +320,13 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
   LetNextBegin();
   const Unit unit = FindUnit(step, blockIdx.y);
   const bool first = blockIdx.x == 0;
-  if (first && thread == 0) step.units[unit.number] = unit;
+  if (first && thread == 0) {
+    step.units[unit.number] = unit;
+    if constexpr (kPaper) {
+      step.sampled_rows[unit.number] = 0;
+      step.selected_rows[unit.number] = 0;
+    }
+  }
   if (unit.readable == 0) {
     if (first && thread < 32) CountTiles(step, unit, true);
     return;
@@ -369,10 +375,7 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
     __syncthreads();
     bool finite = true;
     for (int g = 0; g < step.group; ++g) finite = finite && isfinite(shared.anchors[g]);
-    if (first && thread == 0) {
-      step.dense[unit.number] = 0;
-      if (kPaper) step.listed_rows[unit.number] = 0;
-    }
+    if (first && thread == 0) step.dense[unit.number] = 0;
     if (first && thread < 32 && !finite) CountTiles(step, unit, true);
     if (finite) {
       ScoreForced<Row>(step, unit, q, shared, forced_tile, apart, keys, forced);

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kBlockThreads, 6)
     if (thread == 0) {
       const int listed = CountOf<1>(all) + CountOf<3>(all);
       step.counts[int64_t{unit.number} * step.spans + span] = listed;
-      atomicAdd(step.listed_rows + unit.number, listed);
+      atomicAdd(step.sampled_rows + unit.number, listed);
     }
   }
 }
@@ -223,7 +223,7 @@ __device__ void ScoreSamples(const Step& step, const Unit& unit, const RowList& 
 
 // The last block of a unit needs a tile of it, even where nothing is sampled.
 __device__ __forceinline__ int SampleTiles(const Step& step, int unit) {
-  return __ldcg(step.dense + unit) != 0 ? 0 : max(1, RowTiles(__ldcg(step.listed_rows + unit)));
+  return __ldcg(step.dense + unit) != 0 ? 0 : max(1, RowTiles(__ldcg(step.sampled_rows + unit)));
 }
 
 template <class Row, int kDim, int kHeadTiles>
@@ -257,8 +257,6 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
     const int warp = thread >> 5;
     for (int g = warp; g < step.group; g += kBlockWarps)
       FindCut(step, unit, g, room + warp * kBins);
-    // Now it counts what is selected.
-    if (thread == 0) step.listed_rows[unit.number] = unit.forced;
     __syncthreads();
   });
 }

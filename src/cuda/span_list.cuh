@@ -67,14 +67,6 @@ __device__ __forceinline__ void ListRows(const Step& step, const Unit& unit, int
   }
 }
 
-// Calls f.operator()<heads>() for a group of at most so many.
-template <class F>
-Status DispatchHeads(const Step& step, const F& f) {
-  if (step.group <= 4) return f.template operator()<4>();
-  if (step.group <= 8) return f.template operator()<8>();
-  return f.template operator()<16>();
-}
-
 }  // namespace tactic::cuda
 
 #endif  // TACTIC_SRC_CUDA_SPAN_LIST_CUH_

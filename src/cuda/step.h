@@ -201,7 +201,8 @@ struct Step {
   uint64_t* bin_masses;  // [group][kBins]: of the clusters of heads, see mass_curve.cuh
   PaperRanks* ranks;     // [group]
   WindowSum* windows;    // [group][2]
-  int32_t* listed_rows;  // of the unit: to be sampled, then to be attended to
+  int32_t* sampled_rows;   // of the unit
+  int32_t* selected_rows;  // of the unit, without the forced ones
   // attend
   float* states;          // [block of attend + unit][group][kStateSize], not by unit
   DeviceReport* reports;  // [group]
