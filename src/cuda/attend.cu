@@ -116,8 +116,7 @@ __device__ void AttendChosen(const Step& step, const Unit& unit, const RowList& 
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int head = LaneHead(n, h);
-          s[n][2 * i + h] =
-              there && !fresh[i] && head < step.group ? __ldcg(logits + head) : kNone;
+          s[n][2 * i + h] = there && !fresh[i] && head < step.group ? __ldcg(logits + head) : kNone;
         }
       }
     }
@@ -126,8 +125,8 @@ __device__ void AttendChosen(const Step& step, const Unit& unit, const RowList& 
     const uint8_t* rows[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      rows[i] = ValueRow<Row>(step, unit,
-                              __shfl_sync(kAllLanes, position, 2 * t + i % 2 + i / 2 * 8));
+      rows[i] =
+          ValueRow<Row>(step, unit, __shfl_sync(kAllLanes, position, 2 * t + i % 2 + i / 2 * 8));
     }
     values.Load(rows, lane);
     if (tile + kBlockWarps < end) next = find(tile + kBlockWarps);

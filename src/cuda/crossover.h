@@ -7,9 +7,10 @@
 namespace tactic::cuda {
 
 // For a batch of so many units (sequences times KV heads). Measured on an H100 with bf16 caches in
-// pages of 16 and groups of 3 and 4 (bench/results/cuda_h100.json), between the lengths that were
-// measured on the side of reading everything: what a short sequence loses by it is little, what a
-// selection costs does not depend on the length.
+// pages of 16 and groups of 3 and 4, of 3 (narrow), 8, 24 (narrow), 64, 96 (narrow) and 256 units
+// at ten lengths from 7K to 127K, or estimated from their slopes; between lengths on the side of
+// reading everything: what a short sequence loses by it is little, what a selection costs hardly
+// depends on the length.
 inline int DenseBelow(Mode mode, int head_dim, int units) {
   if (mode == Mode::kDense) return 0;
   struct Row {
@@ -18,9 +19,9 @@ inline int DenseBelow(Mode mode, int head_dim, int units) {
     int narrow_paper, narrow_tactic;  // up to 64
   };
   constexpr Row kRows[] = {
-      {24, 98304, 73728, 196608, 393216},
-      {96, 16384, 12288, 28672, 32768},
-      {1 << 30, 8192, 7168, 16384, 12288},
+      {4, 131072, 196608, 212992, 393216}, {12, 47104, 73728, 94208, 155648},
+      {32, 24576, 28672, 34816, 65536},    {128, 11264, 12288, 16384, 28672},
+      {1 << 30, 7168, 7168, 10240, 11264},
   };
   const Row* row = kRows;
   while (units > row->most_units) ++row;

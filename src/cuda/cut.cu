@@ -1,8 +1,8 @@
 // Stage select of mode paper: the prefix of clusters that reaches the target, of all heads together
 // (section 4.5 of the paper).
 //
-// The logits of the clusters of heads are where stage sample put them, whose order is repeated here.
-// What lies beyond the heads is scored when it is attended to.
+// The logits of the clusters of heads are where stage sample put them, whose order is repeated
+// here. What lies beyond the heads is scored when it is attended to.
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/span_list.cuh"

@@ -38,9 +38,9 @@ __device__ inline void FindCut(const Step& step, const Unit& unit, int g, uint32
   PaperRanks ranks = step.ranks[at];
   ranks.own_rows = ranks.all_rows;
   ranks.cut_bin = 0;
-  const float fixed = SumOver(
-      step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g, step.rank_parts,
-      step.group);
+  const float fixed =
+      SumOver(step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g,
+              step.rank_parts, step.group);
   if (ranks.window_stride[0] > 0) {  // else rank found nothing to fit
     CopyBins(step.cluster_bins + at * kBins, bins);
     float* masses = reinterpret_cast<float*>(bins + PlanningWarps(step.group) * kBins);

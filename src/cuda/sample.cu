@@ -75,9 +75,9 @@ __global__ void __launch_bounds__(kBlockThreads, 6)
     const bool other = window && !head;
     const int rows = head || other ? cluster.Rows() : 0;
     uint64_t all;
-    const uint64_t before = BlockScan(
-        Counts(head ? 1 : 0, head ? rows : 0, other ? 1 : 0, other ? rows : 0), shared.scratch,
-        &all);
+    const uint64_t before =
+        BlockScan(Counts(head ? 1 : 0, head ? rows : 0, other ? 1 : 0, other ? rows : 0),
+                  shared.scratch, &all);
     if (rows > 0) {
       const int e = head ? CountOf<0>(before) : CountOf<0>(all) + CountOf<2>(before);
       const int at = head ? CountOf<1>(before) : CountOf<1>(all) + CountOf<3>(before);
@@ -145,14 +145,16 @@ __device__ void ScoreSamples(const Step& step, const Unit& unit, const RowList& 
   LoadQuery<Row::kIsBF16>(step, unit, q);
   const LaneAnchors<kHeadTiles> anchors(step, unit);
   const int64_t first_head = int64_t{unit.number} * step.group;
-  const float* scores = step.scores + int64_t{unit.number} * step.segments * step.slots * step.group;
+  const float* scores =
+      step.scores + int64_t{unit.number} * step.segments * step.slots * step.group;
   const auto find = [&](int of) {
     return Sample::Find(step, unit, list, min(of * kTileRows + (lane & 15), list.total - 1));
   };
   Sample next = find(tile);
   for (; tile < end; tile += kBlockWarps) {
     const Sample rows[2] = {next.Of(r), next.Of(r + 8)};
-    const bool there[2] = {tile * kTileRows + r < list.total, tile * kTileRows + r + 8 < list.total};
+    const bool there[2] = {tile * kTileRows + r < list.total,
+                           tile * kTileRows + r + 8 < list.total};
     const int clusters[2] = {rows[0].Cluster(step), rows[1].Cluster(step)};
     KeyTile<Row, kDim> keys;
     keys.Load(KeyRow<Row>(step, unit, rows[0].Position(step)),
@@ -238,8 +240,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
   uint32_t* const room = dynamic + (units + 4) / 4 * 4;
   WaitForPrevious();
   LetNextBegin();
-  const int64_t all = AddUp(units, 0, before, shared.scratch,
-                            [&](int u) { return SampleTiles(step, u); });
+  const int64_t all =
+      AddUp(units, 0, before, shared.scratch, [&](int u) { return SampleTiles(step, u); });
   const int64_t blocks = min(all, int64_t{gridDim.x});
   ForEachShare(before, units, all, blocks, [&](const UnitShare& share) {
     const Unit unit = ReadUnit(step, share.unit);
@@ -247,8 +249,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
     if (thread < step.group) shared.ranks[thread] = step.ranks[first_head + thread];
     int* const list_room = reinterpret_cast<int*>(room);
     const int* counts = step.counts + int64_t{unit.number} * step.spans;
-    const int rows = AddUp(unit.spans, 0, list_room, shared.scratch,
-                           [&](int j) { return __ldcg(counts + j); });
+    const int rows =
+        AddUp(unit.spans, 0, list_room, shared.scratch, [&](int j) { return __ldcg(counts + j); });
     if (rows > 0) {
       ScoreSamples<Row, kDim, kHeadTiles>(step, unit, {list_room, unit.spans, rows}, share.begin,
                                           share.end, shared);

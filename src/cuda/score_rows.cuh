@@ -52,7 +52,7 @@ template <class Row, int kDim, int kHeadTiles, class Position, class Found>
 __device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
                                           const QueryTile<kDim, kHeadTiles>& q, int count,
                                           float* to, const Position& position, const Found& found) {
-  ScoreTiles<Row>(step, unit, q, count, position, [&](int tile, const float(&s)[kHeadTiles][4]) {
+  ScoreTiles<Row>(step, unit, q, count, position, [&](int tile, const float (&s)[kHeadTiles][4]) {
     ForEachLogit(step, count, tile, s, [&](int i, int n, int h, float logit) {
       to[i * step.group + LaneHead(n, h)] = logit;
       found(i, n, h, logit);

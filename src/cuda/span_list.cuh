@@ -8,7 +8,7 @@ namespace tactic::cuda {
 
 // A cluster of a span whose rows are listed.
 struct Listed {
-  int first;    // its first member's number in the span
+  int first;  // its first member's number in the span
   int rows;
   int at;       // of its first row in the list
   uint32_t as;  // what of its rows' entries is not their place

@@ -198,9 +198,9 @@ struct Step {
   float* unread;       // [segment * slots][group]: mass of members that are not read
   float* exact;        // [span][group]: own mass found in the last round
   // Mode paper.
-  uint64_t* bin_masses;  // [group][kBins]: of the clusters of heads, see mass_curve.cuh
-  PaperRanks* ranks;     // [group]
-  WindowSum* windows;    // [group][2]
+  uint64_t* bin_masses;    // [group][kBins]: of the clusters of heads, see mass_curve.cuh
+  PaperRanks* ranks;       // [group]
+  WindowSum* windows;      // [group][2]
   int32_t* sampled_rows;   // of the unit
   int32_t* selected_rows;  // of the unit, without the forced ones
   // attend
