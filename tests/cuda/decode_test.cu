@@ -234,6 +234,9 @@ std::vector<Case> Cases() {
     add(m + " flat", Small(mode), Shape(1, 4, 64), {2500},
         [](Case& c) { c.world.sharpness = 0.02f; });
     add(m + " sharp", Small(mode), Shape(2, 4, 64), {2500}, [](Case& c) { c.world.sharpness = 9; });
+    // Most logits lie below the lowest bin.
+    add(m + " too sharp for the bins", Small(mode), Shape(2, 4, 64), {2500},
+        [](Case& c) { c.world.sharpness = 25; });
     add(m + " equal keys", Small(mode), Shape(1, 4, 64), {2500},
         [](Case& c) { c.world.noise = 0; });
     add(m + " loose clusters", Small(mode), Shape(1, 4, 128), {2500},

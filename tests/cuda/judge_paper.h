@@ -68,7 +68,8 @@ class PaperJudge {
       return;
     }
     const double head = std::ceil(o.head_share * all);
-    // Or with the last bin that is not negligible.
+    // Or with the last bin that is not negligible: a sharp head once took in everything below it.
+    v_->That(r.head_bin > 0 || r.window_stride[0] == 0, "no head has the lowest bin");
     v_->That((RowsFrom(g, r.head_bin) >= head - 1 || r.head_bin == 1) &&
                  RowsFrom(g, r.head_bin + 1) <= head,
              "the head ends in its bin");
