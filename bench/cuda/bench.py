@@ -260,7 +260,8 @@ class Bench:
                 parts = report.read_bytes(
                     *(of.shape, policy, of.batch, of.tokens),
                     found["quality"]["union_rows_mean"],
-                    **read,
+                    read["kept_clusters"],
+                    read["sampled_rows"],
                 )
                 found["bytes_by_kind"] = parts
                 found.update(read)

@@ -6,13 +6,12 @@
 
 namespace tactic::cuda {
 
-// For tiles of 16 of rows position(i), i in [0, count): done(tile, s), s[n][k] the logit of row
-// 16 tile + r + k / 2 * 8 for head LaneHead(n, k % 2), whether there are such or not. All warps of
-// the block share the tiles.
-template <class Row, int kDim, int kHeadTiles, class Position, class Done>
-__device__ __forceinline__ void ScoreTiles(const Step& step, const Unit& unit,
-                                           const QueryTile<kDim, kHeadTiles>& q, int count,
-                                           const Position& position, const Done& done) {
+// For i in [0, count): to[i * group + g] = logit of row position(i) for head g; and found(i, n, h,
+// logit) for the heads n * 8 + 2 t + h of this lane. All warps of the block share the rows.
+template <class Row, int kDim, int kHeadTiles, class Position, class Found>
+__device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
+                                          const QueryTile<kDim, kHeadTiles>& q, int count,
+                                          float* to, const Position& position, const Found& found) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
   for (int tile = threadIdx.x >> 5; tile * kTileRows < count; tile += kBlockWarps) {
@@ -25,39 +24,16 @@ __device__ __forceinline__ void ScoreTiles(const Step& step, const Unit& unit,
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) s[n][k] = Capped(s[n][k] * step.key_unit, step.softcap);
-    }
-    done(tile, s);
-  }
-}
-
-// Of such a tile, for the rows and heads there are: found(i, n, h, logit) of row i and head
-// LaneHead(n, h).
-template <int kHeadTiles, class Found>
-__device__ __forceinline__ void ForEachLogit(const Step& step, int count, int tile,
-                                             const float (&s)[kHeadTiles][4], const Found& found) {
-  const int r = static_cast<int>(threadIdx.x & 31) >> 2;
-#pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int i = tile * kTileRows + r + k / 2 * 8;
-      if (LaneHead(n, k % 2) < step.group && i < count) found(i, n, k % 2, s[n][k]);
+      for (int k = 0; k < 4; ++k) {
+        const int head = LaneHead(n, k & 1);
+        const int i = tile * kTileRows + r + (k >> 1) * 8;
+        if (head >= step.group || i >= count) continue;
+        const float logit = Capped(s[n][k] * step.key_unit, step.softcap);
+        to[i * step.group + head] = logit;
+        found(i, n, k & 1, logit);
+      }
     }
   }
-}
-
-// Both: every logit goes to to[i * group + head], and to found.
-template <class Row, int kDim, int kHeadTiles, class Position, class Found>
-__device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
-                                          const QueryTile<kDim, kHeadTiles>& q, int count,
-                                          float* to, const Position& position, const Found& found) {
-  ScoreTiles<Row>(step, unit, q, count, position, [&](int tile, const float (&s)[kHeadTiles][4]) {
-    ForEachLogit(step, count, tile, s, [&](int i, int n, int h, float logit) {
-      to[i * step.group + LaneHead(n, h)] = logit;
-      found(i, n, h, logit);
-    });
-  });
 }
 
 // Adds what lanes hold for their heads up over the block: sum of head g to to[g]. `by_warp` is
