@@ -1,5 +1,5 @@
-// The stages of a step, each one launch. All are enqueued on the stream; `type` is of keys and
-// values.
+// The stages of a step, each one launch, but sample two. All are enqueued on the stream; `type` is
+// of keys and values.
 //
 //   mode dense   attend
 //   mode paper   rank, sample, cut, attend
