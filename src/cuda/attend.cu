@@ -1,10 +1,10 @@
 // Stages attend and combine: softmax over the rows that were chosen, or over all of them.
 //
-// The logits of chosen rows are known, so only values are read. A unit that is read densely takes
-// the other path here: keys and values of all rows. Units differ by orders of magnitude in what
-// they read: so all tiles of all units are one sequence, of which every block has an even share. It
-// leaves a softmax state for each unit in it; the block of a unit that ends last merges them, in
-// order.
+// The logits of chosen rows are known, so only values are read; but for those that mode paper
+// selects beyond its heads, which are scored here. A unit that is read densely takes the other path
+// here: keys and values of all rows. Blocks share all tiles of all units evenly (tile_share.cuh).
+// Each leaves a softmax state for each unit in its share; the block of a unit that ends last merges
+// them, in order.
 #include <algorithm>
 
 #include "src/cuda/combine.cuh"
@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   const int group_size = step.group * kSize;
   WaitForPrevious();
   LetNextBegin();
-  // What rank counts into has to be zero again, and nobody reads it any more.
+  // What rank and sample count into has to be zero again, and nobody reads it any more.
   if (!kDense) {
     const int64_t bins = int64_t{units} * step.group * kBins;
     for (int64_t i = blockIdx.x * kBlockThreads + thread; i < bins;

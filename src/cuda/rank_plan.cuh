@@ -40,7 +40,7 @@ __device__ inline void FindFilter(const Step& step, const Unit& unit, int g) {
 inline constexpr int kLeastRanks = 32;
 inline constexpr int kLeastWindow = 8;
 // At 1M tokens, four times as many raise the share of heads that reach P from 54 to 55 %, and the
-// rows that are selected from 14,000 to 31,000: what they add is single heavy tokens.
+// rows that are selected from 14,000 to 31,000.
 inline constexpr int kMostOfWindow = 256;
 
 // Mode paper: head and windows of query head g. True: a cluster's logit has no place in the bins.

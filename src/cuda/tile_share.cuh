@@ -24,7 +24,7 @@ __device__ int AddUp(int n, int first, int* before, int* scratch, const Count& c
   return all;
 }
 
-// The last j in [0, n) with before[j] <= i; before[0] is no more.
+// The last j in [0, n) with before[j] <= i, as before[0] is.
 __device__ __forceinline__ int LastBefore(const int* before, int n, int i) {
   int low = 0;
   int high = n;
