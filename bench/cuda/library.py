@@ -335,8 +335,8 @@ class Decoder:
         pointer = self._library.c.tactic_bench_sampled(self._handle)
         if pointer is None:
             return None
-        sampled = device_tensor(int(pointer), (self._batch * self._shape.kv_heads,), "<i4")
-        return float(sampled.double().mean())
+        sampled = device_tensor(int(pointer), (self._batch * self._shape.kv_heads, 3), "<i4")
+        return float(sampled[:, 0].double().mean())
 
     def selected_rows(self, sequence: int, kv_head: int, room: int) -> list[int]:
         """Positions that a KV head read in the last step, ascending; waits for the device."""

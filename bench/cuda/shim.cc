@@ -296,12 +296,12 @@ TACTIC_BENCH_API int tactic_bench_selected_rows(const Decoder* decoder, int sequ
   });
 }
 
-// [max_batch][kv_heads] numbers in device memory: rows that the last step of mode paper sampled.
-// Null when this was not compiled as CUDA, or in other modes.
+// [max_batch][kv_heads][3] numbers in device memory, the first of each the rows that the last step
+// of mode paper sampled (ListSize). Null when this was not compiled as CUDA, or in other modes.
 TACTIC_BENCH_API const int32_t* tactic_bench_sampled([[maybe_unused]] const Decoder* decoder) {
 #ifdef __CUDACC__
   const tactic::cuda::Step& step = tactic::cuda::DecoderAccess::LastStep(*decoder);
-  if (step.mode == Mode::kPaper) return step.sampled_rows;
+  if (step.mode == Mode::kPaper) return &step.sampled->rows;
 #endif
   return nullptr;
 }

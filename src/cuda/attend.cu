@@ -11,6 +11,7 @@
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/step.cuh"
+#include "src/cuda/tile_list.cuh"
 #include "src/cuda/tile_share.cuh"
 
 namespace tactic::cuda {
@@ -23,113 +24,225 @@ struct AttendShared {
   float factors[kBlockWarps * kMaxGroup];
 };
 
-// One row of the list, forced ones first. What its entry says is looked at as late as possible,
-// since it has to be read first.
-struct RowPlace {
-  uint32_t row;  // of a forced one: its position
+// One row of mode tactic's list, forced ones first: its entry, which has to be read before it can be
+// looked at.
+struct RowEntry {
+  uint32_t row;  // of a forced one: its number
   int span;      // -1: it is a forced one
-  int at;        // of those
 
-  __device__ __forceinline__ static RowPlace Find(const Step& step, const Unit& unit,
-                                                  const RowList& list, int i) {
-    if (i < unit.forced) return {static_cast<uint32_t>(unit.ForcedRow(i, step.sinks)), -1, i};
+  __device__ __forceinline__ static RowEntry Find(const Step& step, const Unit& unit,
+                                                  const SpanLists& list, int i) {
+    if (i < unit.forced) return {static_cast<uint32_t>(i), -1};
     const int span = LastBefore(list.before, list.spans, i);
     const int64_t first = (int64_t{unit.number} * step.spans + span) * step.span_keys;
-    return {__ldcg(step.rows + first + (i - list.before[span])), span, 0};
-  }
-  __device__ __forceinline__ RowPlace Of(int lane) const {
-    return {__shfl_sync(kAllLanes, row, lane), __shfl_sync(kAllLanes, span, lane),
-            __shfl_sync(kAllLanes, at, lane)};
-  }
-  __device__ __forceinline__ int Position(const Step& step) const {
-    return span < 0 ? static_cast<int>(row) : span * step.span_keys + PlaceOfRow(row);
-  }
-  // It has no logits yet.
-  __device__ __forceinline__ bool IsFresh() const { return span >= 0 && (row & kFresh) != 0; }
-  // Where those of other rows are.
-  __device__ __forceinline__ const float* Logits(const Step& step, const Unit& unit) const {
-    if (span < 0)
-      return step.forced_logits + (int64_t{unit.number} * step.forced_room + at) * step.group;
-    const int64_t of_span = int64_t{unit.number} * step.spans + span;
-    return step.logits + (of_span * step.span_keys + SlotOfRow(row)) * step.group;
-  }
-  // Where the scores of a fresh one's cluster are.
-  __device__ __forceinline__ const float* Scores(const Step& step, const Unit& unit) const {
-    const int64_t of_span = int64_t{unit.number} * step.spans + span;
-    return step.scores + (of_span * step.span_slots + SlotOfRow(row)) * step.group;
+    return {__ldcg(step.rows + first + (i - list.before[span])), span};
   }
 };
 
-// A tile with fresh rows: their logits, and the mass of those that are a head's own.
-template <class Row, int kDim, int kHeadTiles>
-__device__ void ScoreFresh(const Step& step, const Unit& unit, const RowPlace (&places)[2],
-                           const bool (&fresh)[2], float (&s)[kHeadTiles][4],
-                           float (&own)[kHeadTiles][2]) {
-  QueryTile<kDim, kHeadTiles> q;
-  LoadQuery<Row::kIsBF16>(step, unit, q);
-  KeyTile<Row, kDim> keys;
-  keys.Load(KeyRow<Row>(step, unit, places[0].Position(step)),
-            KeyRow<Row>(step, unit, places[1].Position(step)), threadIdx.x & 31);
-  float logits[kHeadTiles][4];
-  keys.Score(q, logits);
-  const LaneAnchors<kHeadTiles> anchors(step, unit);
-#pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int head = LaneHead(n, k % 2);
-      if (!fresh[k / 2] || head >= step.group) continue;
-      s[n][k] = Capped(logits[n][k] * step.key_unit, step.softcap);
-      const int bin = BinOf(__ldcg(places[k / 2].Scores(step, unit) + head));
-      const int cut = step.ranks[int64_t{unit.number} * step.group + head].cut_bin;
-      if (bin >= cut) own[n][k % 2] += Exp2(s[n][k] - anchors.of[n][k % 2]);
+// Where what it says is.
+struct RowPlace {
+  int64_t offset;  // in keys and in values: elements
+  const float* logits;
+
+  __device__ __forceinline__ static RowPlace Of(const Step& step, const Unit& unit,
+                                                const RowEntry& entry) {
+    if (entry.span < 0) {
+      const auto i = static_cast<int>(entry.row);
+      return {step.cache.Offset(unit.rows, unit.ForcedRow(i, step.sinks)),
+              step.forced_logits + (int64_t{unit.number} * step.forced_room + i) * step.group};
     }
+    const int position = entry.span * step.span_keys + PlaceOfRow(entry.row);
+    const int64_t first = (int64_t{unit.number} * step.spans + entry.span) * step.span_keys;
+    return {step.cache.Offset(unit.rows, position),
+            step.logits + (first + SlotOfRow(entry.row)) * step.group};
   }
+  __device__ __forceinline__ const float* LogitsOf(int lane) const {
+    const auto at = static_cast<long long>(reinterpret_cast<uintptr_t>(logits));
+    return reinterpret_cast<const float*>(__shfl_sync(kAllLanes, at, lane));
+  }
+};
+
+// The values of a tile's rows: where row i is is in lane i.
+template <class Row, int kDim>
+__device__ __forceinline__ void LoadValues(const Step& step, int64_t offset,
+                                           ValueTile<Row, kDim>& values) {
+  const int lane = threadIdx.x & 31;
+  const int t = lane & 3;
+  const auto* all = static_cast<const uint8_t*>(step.cache.values);
+  const uint8_t* rows[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    rows[i] = all + __shfl_sync(kAllLanes, offset, 2 * t + i % 2 + i / 2 * 8) * Row::kBytes;
+  values.Load(rows, lane);
 }
 
 template <class Row, int kDim, int kHeadTiles>
-__device__ void AttendChosen(const Step& step, const Unit& unit, const RowList& list, int begin,
-                             int end, SoftmaxTile<kDim, kHeadTiles>& state,
-                             float (&own)[kHeadTiles][2]) {
+__device__ void AttendRows(const Step& step, const Unit& unit, const SpanLists& list, int begin,
+                           int end, SoftmaxTile<kDim, kHeadTiles>& state) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
-  const int t = lane & 3;
   int tile = begin + static_cast<int>(threadIdx.x >> 5);
   if (tile >= end) return;
+  // Ahead: where the next tile's rows are, row i in lane i, and the entries of the one after it.
   const auto find = [&](int of) {
-    return RowPlace::Find(step, unit, list, min(of * kTileRows + (lane & 15), list.total - 1));
+    return RowEntry::Find(step, unit, list, min(of * kTileRows + (lane & 15), list.total - 1));
   };
-  RowPlace next = find(tile);
+  RowPlace now = RowPlace::Of(step, unit, find(tile));
+  RowEntry next = find(tile + kBlockWarps);
   ValueTile<Row, kDim> values;
   for (; tile < end; tile += kBlockWarps) {
-    const RowPlace places[2] = {next.Of(r), next.Of(r + 8)};
-    const int position = next.Position(step);
+    LoadValues(step, now.offset, values);
     float s[kHeadTiles][4];
-    bool fresh[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const bool there = tile * kTileRows + r + i * 8 < list.total;
-      fresh[i] = there && places[i].IsFresh();
-      const float* logits = places[i].Logits(step, unit);
+      const float* logits = now.LogitsOf(r + i * 8);
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int head = LaneHead(n, h);
-          s[n][2 * i + h] = there && !fresh[i] && head < step.group ? __ldcg(logits + head) : kNone;
+          s[n][2 * i + h] = there && head < step.group ? __ldcg(logits + head) : kNone;
         }
       }
     }
-    if (step.mode == Mode::kPaper && __any_sync(kAllLanes, fresh[0] || fresh[1]))
-      ScoreFresh<Row, kDim>(step, unit, places, fresh, s, own);
-    const uint8_t* rows[4];
+    now = RowPlace::Of(step, unit, next);
+    next = find(tile + 2 * kBlockWarps);
+    state.Add(s, values);
+  }
+}
+
+// Sixteen rows of mode paper whose logits are known, or fewer: forced ones, or a listed tile.
+struct ScoredTile {
+  TilePlace place;  // a span of -1: forced ones, from number tile.word on
+
+  __device__ __forceinline__ static ScoredTile Find(const Step& step, const Unit& unit,
+                                                    const SpanLists& list, int from, int i) {
+    if (i < list.before[0]) return {{{static_cast<uint32_t>(i * kTileRows)}, -1}};
+    return {TilePlace::Find<false>(step, unit, list, max(0, from), i)};
+  }
+  __device__ __forceinline__ bool IsForced() const { return place.span < 0; }
+  __device__ __forceinline__ int First() const { return static_cast<int>(place.tile.word); }
+  __device__ __forceinline__ int Rows(const Unit& unit) const {
+    return IsForced() ? min(kTileRows, unit.forced - First()) : place.tile.Rows();
+  }
+  // Where row `i` of 16, or the last there is, begins in keys and in values: elements.
+  __device__ __forceinline__ int64_t Offset(const Step& step, const Unit& unit, int i) const {
+    const int position = IsForced() ? unit.ForcedRow(min(First() + i, unit.forced - 1), step.sinks)
+                                    : place.Position(step, unit, i);
+    return step.cache.Offset(unit.rows, position);
+  }
+  __device__ __forceinline__ const float* Logits(const Step& step, const Unit& unit) const {
+    if (!IsForced()) return place.Logits(step, unit);
+    return step.forced_logits + (int64_t{unit.number} * step.forced_room + First()) * step.group;
+  }
+};
+
+template <class Row, int kDim, int kHeadTiles>
+__device__ void AttendScored(const Step& step, const Unit& unit, const SpanLists& list, int begin,
+                             int end, SoftmaxTile<kDim, kHeadTiles>& state) {
+  const int lane = threadIdx.x & 31;
+  const int r = lane >> 2;
+  int tile = begin + static_cast<int>(threadIdx.x >> 5);
+  if (tile >= end) return;
+  // Ahead as in AttendRows.
+  const auto find = [&](int from, int of) {
+    return ScoredTile::Find(step, unit, list, from, min(of, list.total - 1));
+  };
+  ScoredTile now = find(0, tile);
+  ScoredTile next = find(now.place.span, tile + kBlockWarps);
+  int64_t offset = now.Offset(step, unit, lane & 15);
+  ValueTile<Row, kDim> values;
+  for (; tile < end; tile += kBlockWarps) {
+    LoadValues(step, offset, values);
+    const float* logits = now.Logits(step, unit);
+    float s[kHeadTiles][4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      rows[i] =
-          ValueRow<Row>(step, unit, __shfl_sync(kAllLanes, position, 2 * t + i % 2 + i / 2 * 8));
+    for (int i = 0; i < 2; ++i) {
+      const bool there = r + 8 * i < now.Rows(unit);
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int head = LaneHead(n, h);
+          s[n][2 * i + h] = there && head < step.group
+                                ? __ldcg(logits + (r + 8 * i) * step.group + head)
+                                : kNone;
+        }
+      }
     }
-    values.Load(rows, lane);
-    if (tile + kBlockWarps < end) next = find(tile + kBlockWarps);
+    now = next;
+    next = find(now.place.span, tile + 2 * kBlockWarps);
+    offset = now.Offset(step, unit, lane & 15);
+    state.Add(s, values);
+  }
+}
+
+// Logits of a fresh tile, and its mass for the heads whose own it is.
+template <class Row, int kDim, int kHeadTiles>
+__device__ __forceinline__ void ScoreFresh(const Step& step, const Unit& unit,
+                                           const TilePlace& place, const uint4* query,
+                                           const KeyTile<Row, kDim>& keys,
+                                           float (&s)[kHeadTiles][4],
+                                           float (&own)[kHeadTiles][2]) {
+  QueryTile<kDim, kHeadTiles> q;
+  q.Read(query, threadIdx.x & 31);
+  keys.Score(q, s);
+  const int r = static_cast<int>(threadIdx.x & 31) >> 2;
+  const float* scores = place.Scores(step, unit);
+#pragma unroll
+  for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int head = min(LaneHead(n, h), step.group - 1);
+      const int bin = BinOf(__ldcg(scores + head));
+      const bool is_own =
+          bin >= __ldcg(&step.ranks[int64_t{unit.number} * step.group + head].cut_bin);
+      const float anchor = AnchorOf(step, unit, head);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float& logit = s[n][2 * i + h];
+        logit = r + 8 * i < place.tile.Rows() && LaneHead(n, h) < step.group
+                    ? Capped(logit * step.key_unit, step.softcap)
+                    : kNone;
+        if (is_own) own[n][h] += Exp2(logit - anchor);
+      }
+    }
+  }
+}
+
+template <class Row, int kDim, int kHeadTiles>
+__device__ void AttendFresh(const Step& step, const Unit& unit, const SpanLists& list,
+                            const uint4* query, int begin, int end,
+                            SoftmaxTile<kDim, kHeadTiles>& state, float (&own)[kHeadTiles][2]) {
+  const int lane = threadIdx.x & 31;
+  const int r = lane >> 2;
+  int tile = begin + static_cast<int>(threadIdx.x >> 5);
+  if (tile >= end) return;
+  const auto* all_keys = static_cast<const uint8_t*>(step.cache.keys);
+  // Ahead as in AttendRows.
+  const auto find = [&](int from, int of) {
+    return TilePlace::Find<true>(step, unit, list, from, min(of, list.total - 1));
+  };
+  const auto offset_of = [&](const TilePlace& place) {
+    return step.cache.Offset(unit.rows, place.Position(step, unit, lane & 15));
+  };
+  TilePlace now = find(0, tile);
+  TilePlace next = find(now.span, tile + kBlockWarps);
+  int64_t offset = offset_of(now);
+  ValueTile<Row, kDim> values;
+  for (; tile < end; tile += kBlockWarps) {
+    const auto row = [&](int i) {
+      return all_keys + __shfl_sync(kAllLanes, offset, i) * Row::kBytes;
+    };
+    KeyTile<Row, kDim> keys;
+    keys.Load(row(r), row(r + 8), lane);
+    LoadValues(step, offset, values);
+    float s[kHeadTiles][4];
+    ScoreFresh<Row, kDim>(step, unit, now, query, keys, s, own);
+    now = next;
+    next = find(now.span, tile + 2 * kBlockWarps);
+    offset = offset_of(now);
     state.Add(s, values);
   }
 }
@@ -152,10 +265,10 @@ __device__ void AttendAll(const Step& step, const Unit& unit, int begin, int end
   const auto offset = [&](int64_t first, int of, int i) {
     const int row = min(i, unit.tokens - 1 - of * kTileRows);
     return together ? first + row * stride
-                    : step.cache.Offset(unit.sequence, of * kTileRows + row, unit.head);
+                    : step.cache.Offset(unit.rows, of * kTileRows + row);
   };
   const auto first_of = [&](int of) {
-    return step.cache.Offset(unit.sequence, of * kTileRows, unit.head);
+    return step.cache.Offset(unit.rows, of * kTileRows);
   };
   const auto* all_keys = static_cast<const uint8_t*>(step.cache.keys);
   const auto* all_values = static_cast<const uint8_t*>(step.cache.values);
@@ -285,12 +398,13 @@ __device__ __forceinline__ int64_t BlocksAtWork(const Step& step, int64_t tiles)
   return min(tiles, max(static_cast<int64_t>(step.attend_wave), worthwhile));
 }
 
-// kDense: the whole batch is read densely.
-template <class Row, int kDim, int kHeadTiles, bool kDense>
+// Of kMode; dense: the whole batch is read densely.
+template <class Row, int kDim, int kHeadTiles, Mode kMode>
 __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
     AttendKernel(const __grid_constant__ Step step) {
   extern __shared__ int dynamic[];
   __shared__ AttendShared shared;
+  __shared__ uint4 query[kMode == Mode::kPaper ? QueryTile<kDim, kHeadTiles>::kPieces * 32 : 1];
   const int thread = threadIdx.x;
   const int lane = thread & 31;
   const int units = step.batch * step.kv_heads;
@@ -298,6 +412,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   // Rows ahead of each span's; later states of the warps.
   float* const states_here = reinterpret_cast<float*>(dynamic + (units + 4) / 4 * 4);
   constexpr int kSize = kStateSize<kDim>;
+  constexpr bool kDense = kMode == Mode::kDense;
+  constexpr bool kPaper = kMode == Mode::kPaper;
   const int group_size = step.group * kSize;
   WaitForPrevious();
   LetNextBegin();
@@ -307,17 +423,20 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
     for (int64_t i = blockIdx.x * kBlockThreads + thread; i < bins;
          i += gridDim.x * kBlockThreads) {
       step.cluster_bins[i] = 0;
-      if (step.mode == Mode::kPaper) step.bin_masses[i] = 0;
-      if (step.mode == Mode::kTactic) step.key_bins[i] = 0;
+      if (kPaper)
+        step.bin_masses[i] = 0;
+      else
+        step.key_bins[i] = 0;
     }
-    if (step.mode == Mode::kPaper && blockIdx.x == 0) {
+    if (kPaper && blockIdx.x == 0) {
       for (int i = thread; i < units * step.group * 2; i += kBlockThreads) step.windows[i] = {};
     }
   }
   const int64_t all = AddUp(units, 0, before, shared.scratch, [&](int u) {
     if (kDense) return RowTiles(__ldg(step.lengths + u / step.kv_heads));
-    if (step.mode == Mode::kPaper && __ldcg(step.dense + u) == 0)
-      return RowTiles(step.units[u].forced + __ldcg(step.selected_rows + u));
+    if (kPaper && __ldcg(step.dense + u) == 0)
+      return RowTiles(step.units[u].forced) + __ldcg(&step.selected[u].scored) +
+             kKeyedTile * __ldcg(&step.selected[u].fresh);
     return __ldcg(step.tiles + u);
   });
   ForEachShare(before, units, all, BlocksAtWork(step, all), [&](const UnitShare& share) {
@@ -334,19 +453,42 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
     if (kDense || dense) {
       // With rows of 128 elements the next tile's keys would take registers from the other block.
       constexpr bool kAhead = kDense && kDim < 128;
-      AttendAll<Row, kDim, kHeadTiles, kAhead>(step, unit, begin, end, state);
+      constexpr int kEach = kDense ? 1 : kKeyedTile;
+      AttendAll<Row, kDim, kHeadTiles, kAhead>(step, unit, begin / kEach, end / kEach, state);
       state.EndRows(max_rows, sum_rows);
     } else {
       auto* const list_room = reinterpret_cast<int*>(states_here);
       const int64_t counts = int64_t{unit.number} * step.spans;
-      rows = AddUp(unit.spans, unit.forced, list_room, shared.scratch,
-                   [&](int j) { return __ldcg(step.counts + counts + j); });
-      const int row_tiles = RowTiles(rows);
-      AttendChosen<Row>(step, unit, {list_room, unit.spans, rows}, begin, min(end, row_tiles),
-                        state, own);
-      state.EndRows(max_rows, sum_rows);
-      if (end > row_tiles)
-        AddTail(step, unit, max(begin, row_tiles) - row_tiles, end - row_tiles, state);
+      const int listed = AddUp(unit.spans, kPaper ? RowTiles(unit.forced) : unit.forced, list_room,
+                               shared.scratch, [&](int j) { return __ldcg(step.counts + counts + j); });
+      const SpanLists list = {list_room, unit.spans, listed};
+      if constexpr (kPaper) {
+        rows = unit.forced + __ldcg(&step.selected[unit.number].rows);
+        AttendScored<Row>(step, unit, list, min(begin, listed), min(end, listed), state);
+        if (end > listed) {
+          int* const fresh_room = list_room + unit.spans + 1;
+          const int fresh = AddUp(unit.spans, 0, fresh_room, shared.scratch, [&](int j) {
+            return __ldcg(step.fresh_counts + counts + j);
+          });
+          if (thread < 32) {
+            QueryTile<kDim, kHeadTiles> q;
+            LoadQuery<Row::kIsBF16>(step, unit, q);
+            q.Write(query, lane);
+          }
+          __syncthreads();
+          AttendFresh<Row>(step, unit, {fresh_room, unit.spans, fresh}, query,
+                           (max(begin, listed) - listed) / kKeyedTile,
+                           (end - listed) / kKeyedTile, state, own);
+        }
+        state.EndRows(max_rows, sum_rows);
+      } else {
+        rows = listed;
+        const int row_tiles = RowTiles(rows);
+        AttendRows<Row>(step, unit, list, begin, min(end, row_tiles), state);
+        state.EndRows(max_rows, sum_rows);
+        if (end > row_tiles)
+          AddTail(step, unit, max(begin, row_tiles) - row_tiles, end - row_tiles, state);
+      }
     }
     __syncthreads();
     state.Store(max_rows, sum_rows, own, states_here + (thread >> 5) * group_size, step.group,
@@ -387,15 +529,17 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
 Status LaunchAttend(const Step& step, Element type, Stream stream) {
   const size_t states =
       static_cast<size_t>(kBlockWarps) * step.group * StateSize(step.head_dim) * sizeof(float);
-  const size_t list = (static_cast<size_t>(step.spans) + 1) * sizeof(int);
+  const size_t list = 2 * (static_cast<size_t>(step.spans) + 1) * sizeof(int);
   const int units = step.batch * step.kv_heads;
   const size_t factors = static_cast<size_t>(step.attend_blocks) * step.group * sizeof(float);
   const size_t shared =
       (units + 4) / 4 * 4 * sizeof(int) + std::max(states, std::max(list, factors));
-  const bool dense = step.mode == Mode::kDense;
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    const auto kernel = dense ? AttendKernel<Row, kDim, kHeadTiles, true>
-                              : AttendKernel<Row, kDim, kHeadTiles, false>;
+    const auto kernel = step.mode == Mode::kDense
+                            ? AttendKernel<Row, kDim, kHeadTiles, Mode::kDense>
+                        : step.mode == Mode::kPaper
+                            ? AttendKernel<Row, kDim, kHeadTiles, Mode::kPaper>
+                            : AttendKernel<Row, kDim, kHeadTiles, Mode::kTactic>;
     return Launch(kernel, step, dim3(step.attend_blocks), shared, stream);
   });
 }

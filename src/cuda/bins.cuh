@@ -46,24 +46,23 @@ struct BinSums {
 template <class T, class Value>
 __device__ __forceinline__ BinSums<T> SumBins(const uint32_t* bins, const Value& value) {
   const int lane = threadIdx.x & 31;
-  BinSums<T> mine;
+  T sums[kChunks];
+  int rows[kChunks];
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int lowest = LowestOfLane(c, lane);
     const uint4 counts = ReadBins(bins, lowest);
-    T sum = 0;
-    int rows = 0;
+    sums[c] = 0;
+    rows[c] = 0;
 #pragma unroll
     for (int j = 3; j >= 0; --j) {
       const auto count = static_cast<int>(Word(counts, j));
-      sum += value(lowest + j, count);
-      rows += count;
+      sums[c] += value(lowest + j, count);
+      rows[c] += count;
     }
-    sum = WarpSum(sum);
-    rows = WarpSum(rows);
-    if (lane == c) mine = {sum, rows};
   }
-  return mine;
+  const BinSums<T> mine = {WarpSums(sums), WarpSums(rows)};
+  return lane < kChunks ? mine : BinSums<T>();
 }
 
 // The highest bin down to which the bins hold `need`; -1: they hold less.

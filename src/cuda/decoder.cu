@@ -150,8 +150,9 @@ struct Decoder::Impl {
       carver->Take(&s.bin_masses, heads * kBins);
       carver->Take(&s.ranks, heads);
       carver->Take(&s.windows, heads * 2);
-      carver->Take(&s.sampled_rows, units);
-      carver->Take(&s.selected_rows, units);
+      carver->Take(&s.fresh_counts, segments);
+      carver->Take(&s.sampled, units);
+      carver->Take(&s.selected, units);
     }
   }
 };
@@ -190,6 +191,7 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   s.recent = options.recent;
   s.segment_size = options.segment_size;
   s.slots = options.segment_size / options.cluster_size;
+  s.slots_inverse = ((1u << 31) + s.slots - 1) / s.slots;
   s.skip_share = static_cast<float>(options.skip_share);
   s.skip_token = static_cast<float>(options.skip_token);
   s.unread_margin = static_cast<float>(options.unread_margin);
@@ -318,13 +320,36 @@ Status Decoder::SelectedRows(int sequence, int kv_head, std::vector<int32_t>* ro
   std::vector<int32_t> counts(listed[1]);
   TACTIC_RETURN_IF_ERROR(
       copy(counts.data(), s.counts + unit * s.spans, counts.size() * sizeof(int32_t)));
+  Unit seen = {};
+  std::vector<int32_t> fresh(listed[1]);
+  if (s.mode == Mode::kPaper) {
+    TACTIC_RETURN_IF_ERROR(copy(&seen, s.units + unit, sizeof(seen)));
+    TACTIC_RETURN_IF_ERROR(
+        copy(fresh.data(), s.fresh_counts + unit * s.spans, fresh.size() * sizeof(int32_t)));
+  }
   for (size_t j = 0; j < counts.size(); ++j) {
-    const auto span = static_cast<int64_t>(j);
-    std::vector<uint32_t> listed_here(counts[j]);
-    TACTIC_RETURN_IF_ERROR(copy(listed_here.data(), s.rows + (unit * s.spans + span) * s.span_keys,
-                                listed_here.size() * sizeof(uint32_t)));
-    for (const uint32_t row : listed_here)
-      rows->push_back(static_cast<int32_t>(span * s.span_keys) + PlaceOfRow(row));
+    const int64_t first = static_cast<int64_t>(j) * s.span_keys;
+    const uint32_t* of_span = s.rows + unit * s.spans * s.span_keys + first;
+    std::vector<uint32_t> list(counts[j] + fresh[j]);
+    TACTIC_RETURN_IF_ERROR(copy(list.data(), of_span, counts[j] * sizeof(uint32_t)));
+    TACTIC_RETURN_IF_ERROR(copy(list.data() + counts[j], of_span + s.span_keys - fresh[j],
+                                fresh[j] * sizeof(uint32_t)));
+    if (s.mode == Mode::kTactic) {
+      for (const uint32_t row : list)
+        rows->push_back(static_cast<int32_t>(first) + PlaceOfRow(row));
+      continue;
+    }
+    const int64_t keys =
+        std::min<int64_t>(s.span_keys, int64_t{seen.closed} * s.segment_size - first);
+    std::vector<uint16_t> members(keys);
+    TACTIC_RETURN_IF_ERROR(
+        copy(members.data(), seen.members + first, members.size() * sizeof(uint16_t)));
+    for (const uint32_t word : list) {
+      const ListedTile tile = {word};
+      const int64_t segment = first + tile.Cluster() / s.slots * s.segment_size;
+      for (int i = 0; i < tile.Rows(); ++i)
+        rows->push_back(static_cast<int32_t>(segment + members[tile.First() + i]));
+    }
   }
   std::sort(rows->begin(), rows->end());
   return Status::Ok();

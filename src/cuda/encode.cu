@@ -35,8 +35,8 @@ struct Members {
 
   __device__ __forceinline__ int64_t Offset(int i) const {
     const int from_start = page ? i + build.Lead(segment) : list[i];
-    return build.cache.Offset(build.sequence, segment * build.index.segment_size + from_start,
-                              head);
+    return build.cache.Offset(build.cache.Rows(build.sequence, head),
+                              segment * build.index.segment_size + from_start);
   }
   // Calls f(offsets in bytes, numbers of the members, how many) for this warp's members, kAtOnce at
   // a time; what is beyond `how many` repeats the last.

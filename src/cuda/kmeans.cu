@@ -75,7 +75,7 @@ struct Keys {
   int count;
   __device__ __forceinline__ const uint8_t* At(int member) const {
     return static_cast<const uint8_t*>(cache.keys) +
-           cache.Offset(sequence, first + member, head) * Row::kBytes;
+           cache.Offset(cache.Rows(sequence, head), first + member) * Row::kBytes;
   }
 };
 

@@ -13,21 +13,43 @@ namespace tactic::cuda {
 inline constexpr float kMassUnit = 0x1p-20f;
 inline constexpr float kLargestMass = 0x1p40f;
 
-// The mean of y over a window; where nothing was sampled, what the bin says.
-__device__ inline float WindowMean(const Step& step, const Unit& unit, int g, int w, int bin) {
-  const WindowSum* of = step.windows + (int64_t{unit.number} * step.group + g) * 2 + w;
-  const auto read = [](const uint64_t* p) {
-    return static_cast<float>(__ldcg(reinterpret_cast<const unsigned long long*>(p)));
-  };
-  const float of_bin = Exp2(LogitOfBin(bin));
-  const float rows = read(&of->rows);
-  return rows > 0 ? read(&of->units) * kMassUnit / rows * of_bin : of_bin;
-}
+// What was sampled for a window of a head; its loads are under way until it is asked for.
+struct Window {
+  unsigned long long units;
+  unsigned long long rows;
+  float of_bin;
 
-// Mass of the keys of heads' clusters in bin `bin` of query head `at`.
-__device__ __forceinline__ float BinMass(const Step& step, int64_t at, int bin) {
-  const auto* units = reinterpret_cast<const unsigned long long*>(step.bin_masses + at * kBins);
-  return static_cast<float>(__ldcg(units + bin)) * kMassUnit * Exp2(LogitOfBin(bin));
+  __device__ __forceinline__ Window(const Step& step, int64_t head, int w, int bin) {
+    const WindowSum* of = step.windows + 2 * head + w;
+    units = __ldcg(reinterpret_cast<const unsigned long long*>(&of->units));
+    rows = __ldcg(reinterpret_cast<const unsigned long long*>(&of->rows));
+    of_bin = Exp2(LogitOfBin(bin));
+  }
+  // The mean of y; where nothing was sampled, what the bin says.
+  __device__ __forceinline__ float Mean() const {
+    if (rows == 0) return of_bin;
+    return static_cast<float>(units) * kMassUnit / static_cast<float>(rows) * of_bin;
+  }
+};
+
+// Masses of the keys of heads' clusters, by bins, of query head `head`. One warp.
+__device__ __forceinline__ void ReadMasses(const Step& step, int64_t head, float* masses) {
+  const int lane = threadIdx.x & 31;
+  const auto* from = reinterpret_cast<const ulonglong2*>(step.bin_masses + head * kBins);
+  constexpr int kAtOnce = 8;
+  static_assert(kBins % (64 * kAtOnce) == 0);
+  for (int first = 0; first < kBins / 2; first += 32 * kAtOnce) {
+    ulonglong2 units[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) units[i] = __ldcg(from + first + 32 * i + lane);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int bin = 2 * (first + 32 * i + lane);
+      masses[bin] = static_cast<float>(units[i].x) * kMassUnit * Exp2(LogitOfBin(bin));
+      masses[bin + 1] = static_cast<float>(units[i].y) * kMassUnit * Exp2(LogitOfBin(bin + 1));
+    }
+  }
+  __syncwarp();
 }
 
 // Fits the curve of head g and finds where its own selection ends. `bins`: room for
@@ -35,26 +57,27 @@ __device__ __forceinline__ float BinMass(const Step& step, int64_t at, int bin) 
 __device__ inline void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bins) {
   const int lane = threadIdx.x & 31;
   const int64_t at = int64_t{unit.number} * step.group + g;
+  const StridedSum forced(
+      step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g, step.rank_parts,
+      step.group);
   PaperRanks ranks = step.ranks[at];
+  const Window near_window(step, at, 0, ranks.window_bin[0]);
+  const Window far_window(step, at, 1, ranks.window_bin[1]);
   ranks.own_rows = ranks.all_rows;
   ranks.cut_bin = 0;
-  const float fixed =
-      SumOver(step.part_forced + int64_t{unit.number} * step.rank_parts * step.group + g,
-              step.rank_parts, step.group);
+  float* masses = reinterpret_cast<float*>(bins + PlanningWarps(step.group) * kBins);
+  __syncwarp();  // no lane still reads those of the warp's last head
+  ReadMasses(step, at, masses);
+  const float fixed = forced.Get();
   if (ranks.window_stride[0] > 0) {  // else rank found nothing to fit
     CopyBins(step.cluster_bins + at * kBins, bins);
-    float* masses = reinterpret_cast<float*>(bins + PlanningWarps(step.group) * kBins);
-    const int lowest = ranks.head_bin / 32 * 32;
-#pragma unroll 4
-    for (int i = lowest + lane; i < kBins; i += 32) masses[i] = BinMass(step, at, i);
-    __syncwarp();
     const auto mass = [&](int bin, int) { return bin < ranks.head_bin ? 0.0f : masses[bin]; };
     const BinSums<float> chunks = SumBins<float>(bins, mass);
     const float head = fixed + WarpSum(chunks.sum);
     const auto h = static_cast<float>(max(1, ranks.head_rows));
     const auto n = static_cast<float>(ranks.all_rows);
-    const float near = WindowMean(step, unit, g, 0, ranks.window_bin[0]);
-    const float far = WindowMean(step, unit, g, 1, ranks.window_bin[1]);
+    const float near = near_window.Mean();
+    const float far = far_window.Mean();
     const float inverse_near = 1 / ranks.window_rank[0];
     const float inverse_far = 1 / ranks.window_rank[1];
     float a = inverse_near > inverse_far ? (near - far) / (inverse_near - inverse_far) : 0.0f;
@@ -96,7 +119,7 @@ __device__ inline void FindCut(const Step& step, const Unit& unit, int g, uint32
   }
   float own = 0;
 #pragma unroll 8
-  for (int i = ranks.cut_bin + lane; i < kBins; i += 32) own += BinMass(step, at, i);
+  for (int i = lane; i < kBins; i += 32) own += i >= ranks.cut_bin ? masses[i] : 0.0f;
   ranks.own_mass = fixed + WarpSum(own);
   if (lane == 0) step.ranks[at] = ranks;
 }

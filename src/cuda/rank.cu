@@ -176,7 +176,7 @@ struct ClusterTile {
       number[i] = tile * kTileRows + (lane >> 2) + 8 * i;
       const int at = min(number[i], count - 1);
       rows[i] = unit.centroids + static_cast<int64_t>(at) * kDim;
-      const uint16_t* start = unit.starts + at + at / step.slots;
+      const uint16_t* start = unit.starts + at + SegmentOf(step, at);
       begin[i] = __ldg(start);
       end[i] = number[i] < count ? __ldg(start + 1) : begin[i];
       const ClusterFacts* facts = unit.facts + at;
@@ -308,7 +308,8 @@ __device__ void RankClusters(const Step& step, const Unit& unit, const RankShare
   Share::Collect(floors);
 }
 
-template <class Row, int kDim, int kHeadTiles, bool kPaper>
+// kFour: the group has at most four heads.
+template <class Row, int kDim, int kHeadTiles, bool kFour, bool kPaper>
 __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
     RankKernel(const __grid_constant__ Step step) {
   extern __shared__ uint32_t bins[];  // [group][kBins or kMassBins]
@@ -323,8 +324,8 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
   if (first && thread == 0) {
     step.units[unit.number] = unit;
     if constexpr (kPaper) {
-      step.sampled_rows[unit.number] = 0;
-      step.selected_rows[unit.number] = 0;
+      step.sampled[unit.number] = {};
+      step.selected[unit.number] = {};
     }
   }
   if (unit.readable == 0) {
@@ -379,19 +380,8 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
     if (first && thread < 32 && !finite) CountTiles(step, unit, true);
     if (finite) {
       ScoreForced<Row>(step, unit, q, shared, forced_tile, apart, keys, forced);
-      const auto rank = [&]<bool kFour>() {
-        RankClusters<kDim, kHeadTiles, kPaper, kFour>(step, unit, shared, tile, apart, count,
-                                                      clusters, wide_q, bins, floors);
-      };
-      if constexpr (kHeadTiles == 1) {
-        if (step.group <= 4) {
-          rank.template operator()<true>();
-        } else {
-          rank.template operator()<false>();
-        }
-      } else {
-        rank.template operator()<false>();
-      }
+      RankClusters<kDim, kHeadTiles, kPaper, kFour>(step, unit, shared, tile, apart, count,
+                                                    clusters, wide_q, bins, floors);
     }
   }
   SumHeads(forced, step.group, shared.by_warp, step.part_forced + sums);
@@ -416,11 +406,15 @@ Status LaunchRank(const Step& step, Element type, Stream stream) {
   const bool paper = step.mode == Mode::kPaper;
   const size_t shared = static_cast<size_t>(step.group) * (paper ? kBins : kMassBins) * 4;
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    if (paper)
-      return Launch(RankKernel<Row, kDim, kHeadTiles, true>, step, UnitGrid(step, step.rank_parts),
-                    shared, stream);
-    return Launch(RankKernel<Row, kDim, kHeadTiles, false>, step, UnitGrid(step, step.rank_parts),
-                  shared, stream);
+    const auto launch = [&]<bool kFour>() {
+      const auto kernel = paper ? RankKernel<Row, kDim, kHeadTiles, kFour, true>
+                                : RankKernel<Row, kDim, kHeadTiles, kFour, false>;
+      return Launch(kernel, step, UnitGrid(step, step.rank_parts), shared, stream);
+    };
+    if constexpr (kHeadTiles == 1) {
+      if (step.group <= 4) return launch.template operator()<true>();
+    }
+    return launch.template operator()<false>();
   });
 }
 

@@ -41,6 +41,7 @@ __device__ __forceinline__ Unit FindUnit(const Step& step, int number) {
   unit.head = number % step.kv_heads;
   unit.tokens = __ldg(step.lengths + unit.sequence);
   unit.forced = unit.tokens;
+  unit.rows = step.cache.Rows(unit.sequence, unit.head);
   const DeviceIndex* at = step.indexes != nullptr ? step.indexes[unit.sequence] : nullptr;
   if (at == nullptr || unit.tokens < step.dense_below || step.mode == Mode::kDense) return unit;
   const DeviceIndex& index = *at;
@@ -148,13 +149,13 @@ __device__ __forceinline__ void LoadQuery(const Step& step, const Unit& unit,
 template <class Row>
 __device__ __forceinline__ const uint8_t* KeyRow(const Step& step, const Unit& unit, int position) {
   return static_cast<const uint8_t*>(step.cache.keys) +
-         step.cache.Offset(unit.sequence, position, unit.head) * Row::kBytes;
+         step.cache.Offset(unit.rows, position) * Row::kBytes;
 }
 template <class Row>
 __device__ __forceinline__ const uint8_t* ValueRow(const Step& step, const Unit& unit,
                                                    int position) {
   return static_cast<const uint8_t*>(step.cache.values) +
-         step.cache.Offset(unit.sequence, position, unit.head) * Row::kBytes;
+         step.cache.Offset(unit.rows, position) * Row::kBytes;
 }
 
 // Soft cap of a logit; all in octaves.
@@ -215,6 +216,13 @@ struct LaneAnchors {
 
 // --- spans ---
 
+// In which segment cluster `cluster` of a span or of a unit is; exact, since segments have at most
+// kMaxSlots clusters and sequences fewer than 2^31 / kMaxSlots.
+__device__ __forceinline__ int SegmentOf(const Step& step, int cluster) {
+  return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(cluster)) *
+                              step.slots_inverse >> 31);
+}
+
 // Where the members of cluster `cluster` of a span are among the span's: [begin, end).
 struct Members {
   int begin;
@@ -222,17 +230,21 @@ struct Members {
 };
 __device__ __forceinline__ Members MembersOf(const Step& step, const Unit& unit, int span,
                                              int cluster) {
-  const int64_t flat = int64_t{span} * step.span_slots + cluster;
-  const uint16_t* start = unit.starts + flat + flat / step.slots;
-  const int before = cluster / step.slots * step.segment_size;
+  const int segment = SegmentOf(step, cluster);
+  const uint16_t* start =
+      unit.starts + int64_t{span} * (step.span_slots + step.span_segments) + cluster + segment;
+  const int before = segment * step.segment_size;
   return {before + __ldg(start), before + __ldg(start + 1)};
 }
-// The place in the span of member `key` of the span; `members`: the span's.
-__device__ __forceinline__ int PlaceOf(const Step& step, const uint16_t* members, int key) {
-  return key - key % step.segment_size + __ldg(members + key);
+// The place in the span of its member `key`, of cluster `cluster`; `members`: the span's.
+__device__ __forceinline__ int PlaceOf(const Step& step, const uint16_t* members, int cluster,
+                                       int key) {
+  return SegmentOf(step, cluster) * step.segment_size + __ldg(members + key);
 }
 
-// Tiles of attend for a unit: of rows that are read, and of means.
+// Tiles of attend for a unit: of rows that are read, and of means. One whose keys are read, too,
+// counts as kKeyedTile, so that blocks have even shares.
+inline constexpr int kKeyedTile = 2;
 __device__ __forceinline__ int RowTiles(int rows) { return (rows + kTileRows - 1) / kTileRows; }
 __device__ __forceinline__ int MeanTiles(const Step& step) {
   return (step.slots + 1 + kTileRows - 1) / kTileRows;  // of a segment
@@ -248,15 +260,15 @@ __device__ __forceinline__ T WarpSum(T x) {
 }
 // Of kCount values at once, a power of two: lane l gets the sum of value l % kCount. A halving of
 // the values with every exchange costs a third of kCount sums.
-template <int kCount>
-__device__ __forceinline__ float WarpSums(float (&x)[kCount]) {
+template <class T, int kCount>
+__device__ __forceinline__ T WarpSums(T (&x)[kCount]) {
   const int lane = threadIdx.x & 31;
 #pragma unroll
   for (int n = kCount / 2; n > 0; n >>= 1) {
     const bool upper = (lane & n) != 0;
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      const float other = __shfl_xor_sync(kAllLanes, upper ? x[i] : x[i + n], n);
+      const T other = __shfl_xor_sync(kAllLanes, upper ? x[i] : x[i + n], n);
       x[i] = (upper ? x[i + n] : x[i]) + other;
     }
   }
@@ -316,13 +328,14 @@ __device__ __forceinline__ bool EndsLast(const Step& step, const Unit& unit, int
 __device__ __forceinline__ void CountTiles(const Step& step, const Unit& unit, bool dense) {
   const int lane = threadIdx.x & 31;
   int rows = 0;
+#pragma unroll 8
   for (int j = lane; j < unit.spans; j += 32)
     rows += __ldcg(step.counts + int64_t{unit.number} * step.spans + j);
   rows = unit.forced + WarpSum(rows);
   const int means =
       step.mode == Mode::kTactic && step.tail != 0 ? unit.segments * MeanTiles(step) : 0;
   if (lane == 0) {
-    step.tiles[unit.number] = dense ? RowTiles(unit.tokens) : RowTiles(rows) + means;
+    step.tiles[unit.number] = dense ? kKeyedTile * RowTiles(unit.tokens) : RowTiles(rows) + means;
     if (dense) step.dense[unit.number] = 1;
   }
 }

@@ -64,6 +64,13 @@ struct WindowSum {
   uint64_t rows;
 };
 
+// Mode paper: what the spans of a unit list.
+struct ListSize {
+  int32_t rows;
+  int32_t scored;  // tiles of clusters of heads; stage sample: all tiles
+  int32_t fresh;   // others, which are scored when they are attended to
+};
+
 // What a unit is, and what of it is indexed. Rank finds out and leaves it for the stages after it.
 struct Unit {
   int32_t number;
@@ -77,6 +84,7 @@ struct Unit {
   int32_t forced;     // rows that are read whatever the query
   int32_t spans;      // to be looked at
   int32_t readable;   // 0: everything is to be read
+  HeadRows rows;
   // The index's arrays, from the KV head's first segment on.
   const int8_t* centroids;
   const ClusterFacts* facts;
@@ -100,22 +108,39 @@ struct Unit {
 };
 
 #ifdef __CUDACC__
-// A row of a span's list: its place in the span, and that of its logits among the span's; or, mode
-// paper, its cluster, where there are no logits yet.
+// Mode tactic: a row of a span's list: its place in the span, and that of its logits among the
+// span's.
 __host__ __device__ __forceinline__ uint32_t ListedRow(int slot, int place) {
   return static_cast<uint32_t>(slot << 16 | place);
-}
-inline constexpr uint32_t kFresh = 1u << 31;
-__host__ __device__ __forceinline__ uint32_t FreshRow(int cluster, int place) {
-  return kFresh | static_cast<uint32_t>(cluster << 16 | place);
 }
 __host__ __device__ __forceinline__ int PlaceOfRow(uint32_t row) {
   return static_cast<int>(row & 0xffffu);
 }
-// Its logits', or its cluster.
 __host__ __device__ __forceinline__ int SlotOfRow(uint32_t row) {
-  return static_cast<int>((row & ~kFresh) >> 16);
+  return static_cast<int>(row >> 16);
 }
+
+// Mode paper: up to 16 rows of a span's list, neighbours among its members and of one cluster. In
+// 32 bits: the first's number among the span's members, the cluster's, how many they are, and
+// whether they belong to the clusters of heads, whose logits are kept: at the numbers of members.
+struct ListedTile {
+  uint32_t word;
+
+  __host__ __device__ __forceinline__ static ListedTile Of(int first, int cluster, int rows,
+                                                           bool of_heads) {
+    return {static_cast<uint32_t>(first | cluster << 16 | (rows - 1) << 24) |
+            (of_heads ? 1u << 31 : 0u)};
+  }
+  __host__ __device__ __forceinline__ int First() const { return static_cast<int>(word & 0xffffu); }
+  __host__ __device__ __forceinline__ int Cluster() const {
+    return static_cast<int>(word >> 16 & 0xffu);
+  }
+  __host__ __device__ __forceinline__ int Rows() const {
+    return static_cast<int>(word >> 24 & 0xfu) + 1;
+  }
+  __host__ __device__ __forceinline__ bool OfHeads() const { return word >> 31 != 0; }
+};
+static_assert(kMaxSlots == 256);
 #endif
 
 struct Step {
@@ -163,6 +188,7 @@ struct Step {
   int spans;          // room for
   int span_segments;  // of a span
   int span_slots;
+  uint32_t slots_inverse;  // of `slots`, times 2^31, rounded up
   int span_keys;      // positions of a span
   int level_stride;   // the group, rounded up to an even number: levels are read in pairs
   int forced_room;    // rows
@@ -180,10 +206,11 @@ struct Step {
   // Forced rows, then for every span the rows chosen of it.
   int32_t* forced_rows;  // [forced_room]: positions
   float* forced_logits;  // [forced_room][group]
-  uint32_t* rows;        // [span * span_keys]: ListedRow
+  uint32_t* rows;        // [span * span_keys]: ListedRow; mode paper: ListedTile, fresh ones from
+                         // the span's end on backwards
   float* logits;         // [span * span_keys][group]
-  int32_t* counts;       // [span]
-  int32_t* tiles;        // of 16 rows, or of means, that attend has to do
+  int32_t* counts;       // [span]: of what is listed, without fresh tiles
+  int32_t* tiles;        // what attend has to do (kKeyedTile)
   // Mode tactic.
   ScanQuery* queries;  // [group]
   uint32_t* rotated;   // [tile of 8 heads][CodeQueryWords][32]: code_tile.cuh
@@ -201,8 +228,9 @@ struct Step {
   uint64_t* bin_masses;    // [group][kBins]: of the clusters of heads, see mass_curve.cuh
   PaperRanks* ranks;       // [group]
   WindowSum* windows;      // [group][2]
-  int32_t* sampled_rows;   // of the unit
-  int32_t* selected_rows;  // of the unit, without the forced ones
+  int32_t* fresh_counts;   // [span]
+  ListSize* sampled;       // of the unit
+  ListSize* selected;      // of the unit, without the forced rows
   // attend
   float* states;          // [block of attend + unit][group][kStateSize], not by unit
   DeviceReport* reports;  // [group]

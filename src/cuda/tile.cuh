@@ -167,6 +167,7 @@ __device__ __forceinline__ uint32_t Word(const uint4& v, int w) {
 // The group's queries as the other operand: of head 8 n + r, the pieces of lane t.
 template <int kDim, int kHeadTiles>
 struct QueryTile {
+  static constexpr int kPieces = kHeadTiles * kDim / 32;  // of 16 bytes for each lane
   uint32_t b[kHeadTiles][kDim / 8];
 
   // `piece(head, element)` is eight elements from there on, as tensor cores take them; heads from
@@ -182,6 +183,22 @@ struct QueryTile {
 #pragma unroll
         for (int w = 0; w < 4; ++w) b[n][4 * j + w] = Word(of, w);
       }
+    }
+  }
+  // To memory with room for kPieces * 32 pieces, and back.
+  __device__ __forceinline__ void Write(uint4* to, int lane) const {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const uint32_t* of = b[0] + 4 * i;
+      to[i * 32 + lane] = {of[0], of[1], of[2], of[3]};
+    }
+  }
+  __device__ __forceinline__ void Read(const uint4* from, int lane) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const uint4 piece = from[i * 32 + lane];
+#pragma unroll
+      for (int w = 0; w < 4; ++w) b[0][4 * i + w] = Word(piece, w);
     }
   }
 };

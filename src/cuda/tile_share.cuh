@@ -38,9 +38,15 @@ __device__ __forceinline__ int LastBefore(const int* before, int n, int i) {
   return low;
 }
 
-// The rows that a unit's spans list, as one sequence.
-struct RowList {
-  const int* before;  // [spans + 1]: rows ahead of each span's; last: all
+// The same from `from` on, as before[from] is, where i is often within it.
+__device__ __forceinline__ int NextBefore(const int* before, int n, int from, int i) {
+  if (i < before[from + 1]) return from;
+  return from + 1 + LastBefore(before + from + 1, n - from - 1, i);
+}
+
+// What a unit's spans list, as one sequence.
+struct SpanLists {
+  const int* before;  // [spans + 1]: what is ahead of each span's; last: all
   int spans;
   int total;
 };

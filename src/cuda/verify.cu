@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
         const uint32_t word = words[begin / 32 + e + (key - begin) / 32];
         if ((word >> lane & 1) != 0) {
           const int i = to + __popc(word & ((1u << lane) - 1));
-          const int place_in_span = PlaceOf(step, members, key + lane);
+          const int place_in_span = PlaceOf(step, members, cluster, key + lane);
           chosen[i] = static_cast<uint32_t>(key + lane) << 16 | place_in_span;
           step.rows[rows + before + i] = ListedRow(before + i, place_in_span);
           step.tags[rows + before + i] = static_cast<uint16_t>(key + lane);

@@ -277,31 +277,33 @@ inline int SpansOf(const Step& step, const HeadIndex& index) {
   return (index.segments + step.span_segments - 1) / step.span_segments;
 }
 
-// The rows that a unit's spans list: of span j the set want[j], each with its logits. Returns those
-// that the unit reads, forced ones first.
-inline std::vector<int64_t> JudgeListed(const UnitView& u, const HeadIndex& index,
-                                        const std::vector<std::set<int64_t>>& want,
-                                        Verdict* verdict) {
+// The rows that a unit's spans list: of span j the set want[j]. Returns those that the unit reads,
+// forced ones first. entries(j) are the span's; `listed(entry, j, found)` calls found(position, slot
+// of the logits; -1: there are none) for the rows of one.
+template <class Entries, class Listed>
+std::vector<int64_t> JudgeListed(const UnitView& u, const HeadIndex& index,
+                                 const std::vector<std::set<int64_t>>& want,
+                                 const Entries& entries, const Listed& listed, Verdict* verdict) {
   const Step& step = u.step;
   const size_t room = size_t(step.spans) * step.span_keys;
-  const auto counts = u.Of(step.counts, step.spans);
-  const auto rows = u.Of(step.rows, room);
   const auto logits = u.Of(step.logits, room * step.group);
   std::vector<int64_t> all = ForcedRows(u, index);
   for (size_t j = 0; j < want.size(); ++j) {
     const size_t at = j * step.span_keys;
     std::set<int64_t> got;
-    for (int i = 0; i < counts[j]; ++i) {
-      const int64_t position = int64_t(j) * step.span_keys + PlaceOfRow(rows[at + i]);
-      const size_t slot = at + SlotOfRow(rows[at + i]);
-      if (!want[j].contains(position)) continue;
-      got.insert(position);
-      if ((rows[at + i] & kFresh) != 0) continue;
-      for (int g = 0; g < step.group; ++g)
-        verdict->Near(logits[slot * step.group + g], u.logits[g][position], 3e-3, "logit");
+    size_t rows = 0;
+    for (const uint32_t entry : entries(j)) {
+      listed(entry, j, [&](int64_t position, int slot) {
+        ++rows;
+        if (!want[j].contains(position)) return;
+        got.insert(position);
+        for (int g = 0; g < step.group && slot >= 0; ++g) {
+          verdict->Near(logits[(at + slot) * step.group + g], u.logits[g][position], 3e-3,
+                        "logit");
+        }
+      });
     }
-    verdict->That(got == want[j] && static_cast<int>(got.size()) == counts[j],
-                  "rows of span " + std::to_string(j));
+    verdict->That(got == want[j] && got.size() == rows, "rows of span " + std::to_string(j));
     all.insert(all.end(), want[j].begin(), want[j].end());
   }
   return all;

@@ -2,6 +2,8 @@
 #ifndef TACTIC_TESTS_CUDA_JUDGE_PAPER_H_
 #define TACTIC_TESTS_CUDA_JUDGE_PAPER_H_
 
+#include <map>
+
 #include "tests/cuda/judge.h"
 
 namespace tactic::cuda {
@@ -139,7 +141,38 @@ class PaperJudge {
       want[clusters_[c].segment / step_.span_segments].insert(clusters_[c].members.begin(),
                                                               clusters_[c].members.end());
     }
-    rows_ = JudgeListed(u_, index_, want, v_);
+    std::map<int, size_t> cluster_at;  // by slot
+    for (size_t c = 0; c < clusters_.size(); ++c) cluster_at[index_.slot_of[c]] = c;
+    const auto listed = [&](uint32_t entry, size_t span, const auto& found) {
+      const ListedTile tile = {entry};
+      const auto at = cluster_at.find(static_cast<int>(span) * step_.span_slots + tile.Cluster());
+      v_->That(at != cluster_at.end(), "a tile is of a cluster");
+      if (at == cluster_at.end()) return;
+      const auto& members = clusters_[at->second].members;
+      const int begin = index_.first_key[at->second] +
+                        tile.Cluster() / step_.slots * step_.segment_size;
+      const auto first = static_cast<size_t>(tile.First() - begin);
+      v_->That(tile.First() >= begin && first + tile.Rows() <= members.size(),
+               "a tile is within its cluster");
+      if (first + tile.Rows() > members.size()) return;
+      for (int i = 0; i < tile.Rows(); ++i)
+        found(members[first + i], tile.OfHeads() ? tile.First() + i : -1);
+    };
+    const auto counts = u_.Of(step_.counts, step_.spans);
+    const auto fresh = u_.Of(step_.fresh_counts, step_.spans);
+    const auto all = u_.Of(step_.rows, size_t(step_.spans) * step_.span_keys);
+    const auto entries = [&](size_t j) {
+      const auto begin = all.begin() + j * step_.span_keys;
+      std::vector<uint32_t> of(begin, begin + counts[j]);
+      const auto end = begin + step_.span_keys;
+      of.insert(of.end(), end - fresh[j], end);
+      for (size_t i = 0; i < of.size(); ++i) {
+        v_->That(ListedTile{of[i]}.OfHeads() == (i < static_cast<size_t>(counts[j])),
+                 "tiles of heads come first");
+      }
+      return of;
+    };
+    rows_ = JudgeListed(u_, index_, want, entries, listed, v_);
   }
 
   void JudgeOutputs() {

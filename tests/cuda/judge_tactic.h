@@ -265,7 +265,16 @@ class TacticJudge {
           want[clusters_[c].segment / step_.span_segments].insert(clusters_[c].members[i]);
       }
     }
-    rows_ = JudgeListed(u_, index_, want, v_);
+    const auto listed = [&](uint32_t row, size_t span, const auto& found) {
+      found(static_cast<int64_t>(span) * step_.span_keys + PlaceOfRow(row), SlotOfRow(row));
+    };
+    const auto counts = u_.Of(step_.counts, step_.spans);
+    const auto all = u_.Of(step_.rows, size_t(step_.spans) * step_.span_keys);
+    const auto entries = [&](size_t j) {
+      const auto begin = all.begin() + j * step_.span_keys;
+      return std::vector<uint32_t>(begin, begin + counts[j]);
+    };
+    rows_ = JudgeListed(u_, index_, want, entries, listed, v_);
   }
 
   void JudgeUnread() {
