@@ -61,7 +61,8 @@ def read_bytes(
     clusters  of every cluster the centroid (8-bit elements), its facts and where its members start
     codes     mode tactic: codes and scales of the members of kept_clusters clusters, the number
               that was kept on average; of all clusters when that is unknown (None)
-    tail      mode tactic: the mean value of every cluster, when unread tokens are represented
+    tail      mode tactic: the mean value of every one of these clusters and of every segment, when
+              unread tokens are represented
     rows      keys and values of union_rows rows, the mean of what groups read, and the entry of the
               member list that names a row
     samples   mode paper: keys of the sampled rows, sampled_rows on average, beyond as many as rows
@@ -86,7 +87,8 @@ def read_bytes(
         found["clusters"] = heads * clusters * (dim + 20 + 2.0)
         share = 1.0 if kept_clusters is None else min(1.0, kept_clusters / max(1.0, clusters))
         found["codes"] = heads * (closed + pages) * share * (dim * policy.bits / 8 + 1)
-        found["tail"] = heads * clusters * (dim + 2) if policy.tail else 0.0
+        means = clusters * share + closed / policy.segment_size
+        found["tail"] = heads * means * (dim + 2) if policy.tail else 0.0
     found["rows"] = heads * union_rows * (2 * dim * ELEMENT + 2)
     return found
 

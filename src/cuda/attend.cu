@@ -303,90 +303,117 @@ __device__ void AttendAll(const Step& step, const Unit& unit, int begin, int end
   }
 }
 
-// Masses that a tile of means stands for, for rows r and r + 8 and the heads of a lane, relative to
-// the anchors: of members that were not read, of the clusters that were kept, and, last of a
-// segment, of all that were skipped.
-// Nothing is looked at before it is asked for, so that all loads may be under way for long.
-template <int kHeadTiles>
-struct MeanMasses {
-  uint8_t kept[2];
-  float masses[kHeadTiles][4];
+// A row of the tail, before what it needs of memory is looked at: number `i` of a span's kept
+// clusters, then of its segments.
+struct TailEntry {
+  int span;
+  int i;
+  int kept;         // clusters of the span
+  uint8_t cluster;  // number i of them
 
-  __device__ __forceinline__ void Load(const Step& step, int64_t segment, int first) {
+  __device__ __forceinline__ static TailEntry Find(const Step& step, const Unit& unit,
+                                                   const SpanLists& list, int tile, int row) {
+    const int span = LastBefore(list.before, list.spans, tile);
+    const int i = (tile - list.before[span]) * kTileRows + row;
+    const int64_t base = int64_t{unit.number} * step.spans + span;
+    return {span, i, __ldcg(step.kept_counts + base),
+            __ldcg(step.kept_list + base * step.span_slots + min(i, step.span_slots - 1))};
+  }
+};
+
+// Which mean it is, and where its masses are: of members that were not read, or, of a segment, of
+// all clusters that were skipped.
+struct TailRow {
+  int mean;  // of the unit's
+  int mass;  // of the unit's in step.unread; below 0: ~ that in step.skipped; kAbsent
+
+  static constexpr int kAbsent = INT32_MIN;
+
+  __device__ __forceinline__ static TailRow Of(const Step& step, const Unit& unit,
+                                               const TailEntry& entry) {
+    const int span = entry.span;
+    if (entry.i < entry.kept) {
+      const int mean = span * (step.span_slots + step.span_segments) + entry.cluster +
+                       SegmentOf(step, entry.cluster);
+      return {mean, (span * step.span_slots + entry.cluster) * step.group};
+    }
+    const int of_span = entry.i - entry.kept;
+    if (of_span >= SegmentsOfSpan(step, unit, span)) return {0, kAbsent};
+    const int segment = span * step.span_segments + of_span;
+    return {segment * (step.slots + 1) + step.slots, ~(segment * step.group)};
+  }
+};
+
+// Masses of rows r and r + 8 for the heads of a lane, relative to the anchors.
+template <int kHeadTiles>
+struct TailMasses {
+  float of[kHeadTiles][4];
+
+  // `row`: that of lane i is row i's.
+  __device__ __forceinline__ TailMasses(const Step& step, const Unit& unit, const TailRow& row) {
     const int r = static_cast<int>(threadIdx.x & 31) >> 2;
+    const int64_t first = int64_t{unit.number} * step.segments * step.group;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int slot = first + r + 8 * i;
-      const int64_t at = segment * step.slots + min(slot, step.slots - 1);
-      kept[i] = slot < step.slots ? __ldcg(step.kept + at) : uint8_t{slot == step.slots};
+      const int mass = __shfl_sync(kAllLanes, row.mass, r + 8 * i);
+      const float* from =
+          mass >= 0 ? step.unread + first * step.slots + mass : step.skipped + first + ~mass;
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int head = LaneHead(n, h);
-          const float* from = slot < step.slots ? step.unread + at * step.group
-                                                : step.skipped + segment * step.group;
-          masses[n][2 * i + h] =
-              head < step.group && slot <= step.slots ? __ldcg(from + head) : 0.0f;
+          of[n][2 * i + h] =
+              mass != TailRow::kAbsent && head < step.group ? __ldcg(from + head) : 0.0f;
         }
       }
     }
   }
-  __device__ __forceinline__ float Of(int n, int k) const {
-    return kept[k / 2] != 0 ? masses[n][k] : 0.0f;
-  }
 };
 
 // Means of values, for members that were not read and for clusters that were skipped: tiles [begin,
-// end) of the unit's.
+// end) of the list.
 template <int kDim, int kHeadTiles>
-__device__ void AddTail(const Step& step, const Unit& unit, int begin, int end,
-                        SoftmaxTile<kDim, kHeadTiles>& state) {
+__device__ void AddTail(const Step& step, const Unit& unit, const SpanLists& list, int begin,
+                        int end, SoftmaxTile<kDim, kHeadTiles>& state) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
   const int t = lane & 3;
-  const int means = step.slots + 1;
-  const int tiles = MeanTiles(step);
   const float to_mean = 1 / step.value_unit;
+  int tile = begin + static_cast<int>(threadIdx.x >> 5);
+  if (tile >= end) return;
   const LaneAnchors<kHeadTiles> anchors(step, unit);
-  int i = begin + static_cast<int>(threadIdx.x >> 5);
-  if (i >= end) return;
-  const auto load = [&](int of) {
-    MeanMasses<kHeadTiles> masses;
-    const int64_t segment = static_cast<int64_t>(unit.number) * step.segments + of / tiles;
-    masses.Load(step, segment, of % tiles * kTileRows);
-    return masses;
+  const auto* means = reinterpret_cast<const uint8_t*>(unit.means);
+  // Ahead: the next tile's masses, and the entries of the one after it.
+  const auto find = [&](int of) {
+    return TailEntry::Find(step, unit, list, min(of, list.total - 1), lane & 15);
   };
-  MeanMasses<kHeadTiles> next = load(i);
-  for (; i < end; i += kBlockWarps) {
-    const int segment = i / tiles;
-    const int first = i % tiles * kTileRows;
-    const int8_t* values = unit.means + int64_t{segment} * means * kDim;
-    const uint16_t* scales = unit.mean_scales + int64_t{segment} * means;
-    const auto slot = [&](int row) { return min(first + row, step.slots); };
-    const auto scale = [&](int row) { return __ldg(scales + slot(row)); };
+  TailRow row = TailRow::Of(step, unit, find(tile));
+  TailMasses<kHeadTiles> masses(step, unit, row);
+  TailEntry next = find(tile + kBlockWarps);
+  for (; tile < end; tile += kBlockWarps) {
+    const auto mean_of = [&](int i) { return __shfl_sync(kAllLanes, row.mean, i); };
     const uint8_t* rows[4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      rows[k] = reinterpret_cast<const uint8_t*>(values) +
-                static_cast<int64_t>(slot(2 * t + k % 2 + k / 2 * 8)) * kDim;
-    }
-    // Nearly every tile has some mass: its values are not made to wait for that.
-    ValueTile<RowI8, kDim> tile;
-    tile.Load(rows, lane);
-    const uint16_t low = scale(r);
-    const uint16_t high = scale(r + 8);
+    for (int k = 0; k < 4; ++k)
+      rows[k] = means + static_cast<int64_t>(mean_of(2 * t + k % 2 + k / 2 * 8)) * kDim;
+    ValueTile<RowI8, kDim> values;
+    values.Load(rows, lane);
+    const uint16_t low = __ldg(unit.mean_scales + mean_of(r));
+    const uint16_t high = __ldg(unit.mean_scales + mean_of(r + 8));
     float s[kHeadTiles][4];
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float mass = next.Of(n, k);
+        const float mass = masses.of[n][k];
         s[n][k] = mass > 0 ? log2f(mass) + anchors.of[n][k & 1] : kNone;
       }
     }
-    if (i + kBlockWarps < end) next = load(i + kBlockWarps);
-    state.Add(s, tile, __half2float(__ushort_as_half(low)) * to_mean,
+    row = TailRow::Of(step, unit, next);
+    masses = TailMasses<kHeadTiles>(step, unit, row);
+    next = find(tile + 2 * kBlockWarps);
+    state.Add(s, values, __half2float(__ushort_as_half(low)) * to_mean,
               __half2float(__ushort_as_half(high)) * to_mean);
   }
 }
@@ -397,6 +424,14 @@ __device__ __forceinline__ int64_t BlocksAtWork(const Step& step, int64_t tiles)
   const int64_t worthwhile = min(static_cast<int64_t>(gridDim.x), tiles / kLeastTiles);
   return min(tiles, max(static_cast<int64_t>(step.attend_wave), worthwhile));
 }
+
+// What is even among blocks is the time they take: a fresh tile, whose keys are read, too, counts
+// as two, and to begin with a unit and to end it costs as much as some tiles (H200, rows of 256
+// bytes: 550 cycles of a block for a tile, 9,000 for a unit). Where everything is read, there are
+// many tiles.
+constexpr int kFreshTile = 2;
+template <Mode kMode>
+constexpr int kLeadTiles = kMode == Mode::kDense ? 0 : 16;
 
 // Of kMode; dense: the whole batch is read densely.
 template <class Row, int kDim, int kHeadTiles, Mode kMode>
@@ -414,6 +449,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   constexpr int kSize = kStateSize<kDim>;
   constexpr bool kDense = kMode == Mode::kDense;
   constexpr bool kPaper = kMode == Mode::kPaper;
+  constexpr int kLead = kLeadTiles<kMode>;
   const int group_size = step.group * kSize;
   WaitForPrevious();
   LetNextBegin();
@@ -435,11 +471,11 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   const int64_t all = AddUp(units, 0, before, shared.scratch, [&](int u) {
     if (kDense) return RowTiles(__ldg(step.lengths + u / step.kv_heads));
     if (kPaper && __ldcg(step.dense + u) == 0)
-      return RowTiles(step.units[u].forced) + __ldcg(&step.selected[u].scored) +
-             kKeyedTile * __ldcg(&step.selected[u].fresh);
-    return __ldcg(step.tiles + u);
+      return kLead + RowTiles(step.units[u].forced) + __ldcg(&step.selected[u].scored) +
+             kFreshTile * __ldcg(&step.selected[u].fresh);
+    return kLead + __ldcg(step.tiles + u);
   });
-  ForEachShare(before, units, all, BlocksAtWork(step, all), [&](const UnitShare& share) {
+  ForEachShare(before, units, kLead, all, BlocksAtWork(step, all), [&](const UnitShare& share) {
     const int begin = share.begin;
     const int end = share.end;
     const Unit unit = kDense ? FindUnit(step, share.unit) : ReadUnit(step, share.unit);
@@ -453,8 +489,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
     if (kDense || dense) {
       // With rows of 128 elements the next tile's keys would take registers from the other block.
       constexpr bool kAhead = kDense && kDim < 128;
-      constexpr int kEach = kDense ? 1 : kKeyedTile;
-      AttendAll<Row, kDim, kHeadTiles, kAhead>(step, unit, begin / kEach, end / kEach, state);
+      AttendAll<Row, kDim, kHeadTiles, kAhead>(step, unit, begin, end, state);
       state.EndRows(max_rows, sum_rows);
     } else {
       auto* const list_room = reinterpret_cast<int*>(states_here);
@@ -462,32 +497,39 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
       const int listed = AddUp(unit.spans, kPaper ? RowTiles(unit.forced) : unit.forced, list_room,
                                shared.scratch, [&](int j) { return __ldcg(step.counts + counts + j); });
       const SpanLists list = {list_room, unit.spans, listed};
+      // Tiles of these rows in the block's share, and what of it comes after them.
+      const int after = kPaper ? listed : RowTiles(listed);
+      const int first_row = min(begin, after);
+      const int last_row = min(end, after);
+      const auto list_next = [&](const auto& count) {
+        int* const room = list_room + unit.spans + 1;
+        const int total = AddUp(unit.spans, 0, room, shared.scratch, count);
+        return SpanLists{room, unit.spans, total};
+      };
       if constexpr (kPaper) {
         rows = unit.forced + __ldcg(&step.selected[unit.number].rows);
-        AttendScored<Row>(step, unit, list, min(begin, listed), min(end, listed), state);
-        if (end > listed) {
-          int* const fresh_room = list_room + unit.spans + 1;
-          const int fresh = AddUp(unit.spans, 0, fresh_room, shared.scratch, [&](int j) {
-            return __ldcg(step.fresh_counts + counts + j);
-          });
+        AttendScored<Row>(step, unit, list, first_row, last_row, state);
+        if (end > after) {
+          const SpanLists fresh =
+              list_next([&](int j) { return __ldcg(step.fresh_counts + counts + j); });
           if (thread < 32) {
             QueryTile<kDim, kHeadTiles> q;
             LoadQuery<Row::kIsBF16>(step, unit, q);
             q.Write(query, lane);
           }
           __syncthreads();
-          AttendFresh<Row>(step, unit, {fresh_room, unit.spans, fresh}, query,
-                           (max(begin, listed) - listed) / kKeyedTile,
-                           (end - listed) / kKeyedTile, state, own);
+          AttendFresh<Row>(step, unit, fresh, query, (max(begin, after) - after) / kFreshTile,
+                           (end - after) / kFreshTile, state, own);
         }
         state.EndRows(max_rows, sum_rows);
       } else {
         rows = listed;
-        const int row_tiles = RowTiles(rows);
-        AttendRows<Row>(step, unit, list, begin, min(end, row_tiles), state);
+        AttendRows<Row>(step, unit, list, first_row, last_row, state);
         state.EndRows(max_rows, sum_rows);
-        if (end > row_tiles)
-          AddTail(step, unit, max(begin, row_tiles) - row_tiles, end - row_tiles, state);
+        if (end > after) {
+          const SpanLists means = list_next([&](int j) { return MeanTiles(step, unit, j); });
+          AddTail(step, unit, means, max(begin, after) - after, end - after, state);
+        }
       }
     }
     __syncthreads();

@@ -1,4 +1,4 @@
-// Codes of 16 keys as operands of tensor cores (m16n8k32, unsigned levels times signed query
+// Codes of 16 keys, any of a segment, as operands of tensor cores (m16n8k32, unsigned levels times signed query
 // bytes): products are integers, exactly those of the CPU.
 //
 // A code row (codes.h) has four bytes of each of 16 keys, and each byte belongs to one element of
@@ -57,21 +57,25 @@ struct CodeTile {
   uint32_t levels[2][kWords];  // of keys r and r + 8
   uint32_t signs[2][kSigns ? kWords : 1];
 
-  // The block `at` bytes after `codes`.
-  __device__ __forceinline__ void Load(const uint8_t* codes, uint32_t at, int lane) {
-    at += 4 * (lane >> 2);
-    constexpr int kHigh = 8 * 4;  // key r + 8
+  // Where key `key` of codes in blocks begins: bytes.
+  static __device__ __forceinline__ uint32_t OffsetOf(int key) {
+    constexpr int kBlock = static_cast<int>(CodeBlockBytes(kDim, kBits));
+    return static_cast<uint32_t>(key / kCodeBlock * kBlock + key % kCodeBlock * 4);
+  }
+
+  // Any keys, for this lane's r and r + 8.
+  __device__ __forceinline__ void Load(const uint8_t* codes, int low, int high, int lane) {
+    const uint32_t at[2] = {OffsetOf(low), OffsetOf(high)};
 #pragma unroll
     for (int m = 0; m < kWords; ++m) {
       const int row = (lane & 3) + 4 * m;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const bool read = kRows % 4 == 0 || row < kRows;
-        levels[i][m] = read ? Load4(codes + (at + i * kHigh + row * kCodeRow)) : 0;
+        levels[i][m] = read ? Load4(codes + (at[i] + row * kCodeRow)) : 0;
         if constexpr (kSigns) {
           // A row of signs serves two of magnitudes: the second has the upper half of each byte.
-          const uint32_t both =
-              read ? Load4(codes + (at + i * kHigh + (kRows + row / 2) * kCodeRow)) : 0;
+          const uint32_t both = read ? Load4(codes + (at[i] + (kRows + row / 2) * kCodeRow)) : 0;
           signs[i][m] = both >> row % 2 * 4;
         }
       }

@@ -142,6 +142,8 @@ struct Decoder::Impl {
       carver->Take(&s.bounds, clusters * group);
       carver->Take(&s.levels, rows * s.level_stride);
       carver->Take(&s.kept, clusters);
+      carver->Take(&s.kept_list, clusters);
+      carver->Take(&s.kept_counts, segments);
       carver->Take(&s.key_bins, heads * kBins);
       carver->Take(&s.skipped, segments * group);
       carver->Take(&s.unread, clusters * group);

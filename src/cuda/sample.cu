@@ -155,9 +155,14 @@ __device__ void ScoreSamples(const Step& step, const Unit& unit, const SpanLists
   }
 }
 
+// What it costs to begin with a unit and to end it, in tiles (H200; attend.cu has its own).
+constexpr int kLead = 8;
+
 // The last block of a unit needs a tile of it, even where nothing is sampled.
 __device__ __forceinline__ int SampleTiles(const Step& step, int unit) {
-  return __ldcg(step.dense + unit) != 0 ? 0 : max(1, __ldcg(&step.sampled[unit].scored));
+  return __ldcg(step.dense + unit) != 0 
+             ? 0
+             : kLead + max(1, __ldcg(&step.sampled[unit].scored));
 }
 
 template <class Row, int kDim, int kHeadTiles>
@@ -175,7 +180,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
   const int64_t all =
       AddUp(units, 0, before, shared.scratch, [&](int u) { return SampleTiles(step, u); });
   const int64_t blocks = min(all, int64_t{gridDim.x});
-  ForEachShare(before, units, all, blocks, [&](const UnitShare& share) {
+  ForEachShare(before, units, kLead, all, blocks, [&](const UnitShare& share) {
     const Unit unit = ReadUnit(step, share.unit);
     const int64_t first_head = int64_t{unit.number} * step.group;
     if (thread < step.group) shared.ranks[thread] = step.ranks[first_head + thread];

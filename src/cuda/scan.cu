@@ -23,23 +23,21 @@ struct ScanShared {
   int last;      // of EndsLast, which is still being read when PlanUnit begins
 };
 
-// A block of codes with members of one cluster, in 32 bits: first and last of them, and both within
-// the span.
+// Up to 16 members of one cluster, in 32 bits: the first's number in the span, how many, and the
+// cluster's number.
 struct ScanTile {
   uint32_t word;
 
-  __device__ __forceinline__ static ScanTile Of(int cluster, int block, int first, int last) {
-    return {static_cast<uint32_t>(cluster << 24 | last << 20 | first << 16 | block)};
+  __device__ __forceinline__ static ScanTile Of(int cluster, int first, int count) {
+    return {static_cast<uint32_t>(cluster << 24 | (count - 1) << 20 | first)};
   }
-  // Without a member; its block is one that there is.
-  __device__ __forceinline__ static ScanTile None() { return Of(0, 0, kCodeBlock - 1, 0); }
-  __device__ __forceinline__ uint32_t Cluster() const { return word >> 24; }
-  __device__ __forceinline__ uint32_t Block() const { return word & 0xffffu; }
-  __device__ __forceinline__ bool Has(int key) const {
-    return key >= static_cast<int>(word >> 16 & 15) && key <= static_cast<int>(word >> 20 & 15);
-  }
+  __device__ __forceinline__ int Cluster() const { return static_cast<int>(word >> 24); }
+  __device__ __forceinline__ int First() const { return static_cast<int>(word & 0xfffffu); }
+  __device__ __forceinline__ int Count() const { return static_cast<int>(word >> 20 & 15) + 1; }
+  // The number of key `key` of 16, or of the last there is.
+  __device__ __forceinline__ int Key(int key) const { return First() + min(key, Count() - 1); }
 };
-static_assert(kCodeBlock == 16 && kMaxSlots == 256);
+static_assert(kMaxSlots == 256);
 
 __device__ __forceinline__ float2 MassAndToken(uint32_t bounds) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bounds));
@@ -151,7 +149,6 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
   using Share = LaneShare<kHeadTiles, kFour>;
   LaneHeads<kHeadTiles, Share> of;
   of.Load(step, unit, kBits);
-  constexpr int kBlock = static_cast<int>(CodeBlockBytes(kDim, kBits));
   __syncthreads();
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
     const int clusters = unit.SpanClusters(span, step.slots, step.span_slots);
@@ -166,16 +163,17 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     const Members members = there ? MembersOf(step, unit, span, thread) : Members{};
     const bool keep =
         FilterClusters<kHeadTiles>(step, unit, span, members.begin < members.end, shared);
-    const int first = members.begin / kCodeBlock;
-    const int last = (members.end - 1) / kCodeBlock;
-    const int blocks = keep ? last - first + 1 : 0;
-    int count;
-    const int at = BlockScan(blocks, shared.scratch, &count);
-    for (int b = 0; b < blocks; ++b) {
-      tiles[at + b] =
-          ScanTile::Of(thread, first + b, b == 0 ? members.begin % kCodeBlock : 0,
-                       first + b == last ? (members.end - 1) % kCodeBlock : kCodeBlock - 1);
-    }
+    const int size = keep ? members.end - members.begin : 0;
+    // Kept clusters and their tiles, counted at once.
+    int all;
+    const int before = BlockScan(keep ? 1 << 16 | RowTiles(size) : 0, shared.scratch, &all);
+    const int count = all & 0xffff;
+    ScanTile* to = tiles + (before & 0xffff);
+    for (int i = 0; i < size; i += kTileRows)
+      *to++ = ScanTile::Of(thread, members.begin + i, min(kTileRows, size - i));
+    if (keep)
+      step.kept_list[base * step.span_slots + (before >> 16)] = static_cast<uint8_t>(thread);
+    if (thread == 0) step.kept_counts[base] = all >> 16;
     if (keep) {
 #pragma unroll
       for (int g = 0; g < kHeads; ++g)
@@ -183,7 +181,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     }
     __syncthreads();
     const int64_t keys = int64_t{span} * step.span_keys;
-    const uint8_t* codes = unit.codes + keys / kCodeBlock * kBlock;
+    const uint8_t* codes = unit.codes + keys / kCodeBlock * CodeBlockBytes(kDim, kBits);
     const uint8_t* scales = unit.key_scales + keys;
     uint16_t* levels = step.levels + base * step.span_keys * step.level_stride;
     for (int i = (thread >> 5) * kAhead; i < count; i += kBlockWarps * kAhead) {
@@ -191,11 +189,11 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
       uint32_t scale[kAhead][Share::kKeys];  // bytes
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        const uint32_t block = (i + a < count ? tiles[i + a] : ScanTile::None()).Block();
-        tile[a].Load(codes, block * kBlock, lane);
+        const ScanTile entry = tiles[min(i + a, count - 1)];
+        tile[a].Load(codes, entry.Key(lane >> 2), entry.Key((lane >> 2) + 8), lane);
 #pragma unroll
         for (int k = 0; k < Share::kKeys; ++k)
-          scale[a][k] = __ldg(scales + (block * kCodeBlock + Share::Key(k)));
+          scale[a][k] = __ldg(scales + entry.Key(Share::Key(k)));
       }
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
@@ -207,9 +205,9 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
         Share::Deal(dots);
 #pragma unroll
         for (int k = 0; k < Share::kKeys; ++k) {
-          if (!entry.Has(Share::Key(k))) continue;
+          if (Share::Key(k) >= entry.Count()) continue;
           const float s = FromByteFloat(scale[a][k]);
-          const uint32_t key = entry.Block() * kCodeBlock + Share::Key(k);
+          const int key = entry.First() + Share::Key(k);
 #pragma unroll
           for (int n = 0; n < kHeadTiles; ++n) {
             const int head = Share::Head(n, 0);

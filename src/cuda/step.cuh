@@ -242,12 +242,15 @@ __device__ __forceinline__ int PlaceOf(const Step& step, const uint16_t* members
   return SegmentOf(step, cluster) * step.segment_size + __ldg(members + key);
 }
 
-// Tiles of attend for a unit: of rows that are read, and of means. One whose keys are read, too,
-// counts as kKeyedTile, so that blocks have even shares.
-inline constexpr int kKeyedTile = 2;
 __device__ __forceinline__ int RowTiles(int rows) { return (rows + kTileRows - 1) / kTileRows; }
-__device__ __forceinline__ int MeanTiles(const Step& step) {
-  return (step.slots + 1 + kTileRows - 1) / kTileRows;  // of a segment
+// Segments of a span that there are.
+__device__ __forceinline__ int SegmentsOfSpan(const Step& step, const Unit& unit, int span) {
+  return min(step.span_segments, unit.segments - span * step.span_segments);
+}
+// Tiles of means of a span: of the clusters that were kept, and of the segments.
+__device__ __forceinline__ int MeanTiles(const Step& step, const Unit& unit, int span) {
+  const int kept = __ldcg(step.kept_counts + int64_t{unit.number} * step.spans + span);
+  return RowTiles(kept + SegmentsOfSpan(step, unit, span));
 }
 
 // --- sums; all threads of the warp or block take part ---
@@ -327,15 +330,18 @@ __device__ __forceinline__ bool EndsLast(const Step& step, const Unit& unit, int
 // How many tiles attend has to do for the unit, once its rows are chosen. One warp.
 __device__ __forceinline__ void CountTiles(const Step& step, const Unit& unit, bool dense) {
   const int lane = threadIdx.x & 31;
+  const bool tail = step.mode == Mode::kTactic && step.tail != 0 && !dense;
   int rows = 0;
+  int means = 0;
 #pragma unroll 8
-  for (int j = lane; j < unit.spans; j += 32)
+  for (int j = lane; j < unit.spans; j += 32) {
     rows += __ldcg(step.counts + int64_t{unit.number} * step.spans + j);
+    if (tail) means += MeanTiles(step, unit, j);
+  }
   rows = unit.forced + WarpSum(rows);
-  const int means =
-      step.mode == Mode::kTactic && step.tail != 0 ? unit.segments * MeanTiles(step) : 0;
+  means = WarpSum(means);
   if (lane == 0) {
-    step.tiles[unit.number] = dense ? kKeyedTile * RowTiles(unit.tokens) : RowTiles(rows) + means;
+    step.tiles[unit.number] = dense ? RowTiles(unit.tokens) : RowTiles(rows) + means;
     if (dense) step.dense[unit.number] = 1;
   }
 }

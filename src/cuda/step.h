@@ -210,7 +210,7 @@ struct Step {
                          // the span's end on backwards
   float* logits;         // [span * span_keys][group]
   int32_t* counts;       // [span]: of what is listed, without fresh tiles
-  int32_t* tiles;        // what attend has to do (kKeyedTile)
+  int32_t* tiles;        // of 16 rows, or of means, that attend has to do
   // Mode tactic.
   ScanQuery* queries;  // [group]
   uint32_t* rotated;   // [tile of 8 heads][CodeQueryWords][32]: code_tile.cuh
@@ -220,6 +220,8 @@ struct Step {
   uint16_t* tags;      // [span * span_keys]: of a listed row, its place among the span's members
   uint16_t* levels;    // [span * span_keys][level_stride]
   uint8_t* kept;       // [segment * slots]
+  uint8_t* kept_list;  // [segment * slots]: clusters of a span that are kept, one after the other
+  int32_t* kept_counts;  // [span]: how many
   uint32_t* key_bins;  // [group][kBins]: keys
   float* skipped;      // [segment][group]: mass of clusters that were skipped
   float* unread;       // [segment * slots][group]: mass of members that are not read

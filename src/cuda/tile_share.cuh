@@ -61,25 +61,26 @@ struct UnitShare {
 };
 
 // Calls work(share) for the units of which this block has tiles, one after the other, where
-// before[u] of `all` tiles are those of the units ahead of u, and `blocks` of the grid have work.
+// before[u] of `all` are what the units ahead of u cost, in tiles, and `blocks` of the grid have
+// work. To begin with a unit costs `lead` tiles.
 template <class Work>
-__device__ void ForEachShare(const int* before, int units, int64_t all, int64_t blocks,
+__device__ void ForEachShare(const int* before, int units, int lead, int64_t all, int64_t blocks,
                              const Work& work) {
   if (blockIdx.x >= blocks) return;
   // Tile x is block ((x + 1) * blocks - 1) / all's.
   const auto block_of = [&](int64_t tile) {
     return static_cast<int>(((tile + 1) * blocks - 1) / all);
   };
-  int at = static_cast<int>(all * blockIdx.x / blocks);
+  const int begin = static_cast<int>(all * blockIdx.x / blocks);
   const int stop = static_cast<int>(all * (blockIdx.x + 1) / blocks);
-  for (int u = LastBefore(before, units, at); at < stop; ++u) {
+  for (int u = LastBefore(before, units, begin); u < units && before[u] + lead < stop; ++u) {
+    const int first = before[u] + lead;
     const int next = before[u + 1];
-    if (next <= at) continue;  // a unit without tiles
-    const int first = before[u];
+    const int at = max(begin, first);
+    if (next <= at) continue;  // a unit without tiles, or the last of one before
     const int first_block = block_of(first);
     work(UnitShare{u, at - first, min(stop, next) - first, first_block,
                    block_of(next - 1) - first_block + 1});
-    at = min(stop, next);
   }
 }
 

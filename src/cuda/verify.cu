@@ -22,9 +22,9 @@ struct VerifyShared {
   int flags[2];  // of PlanUnit
   int last;      // of EndsLast, which is still being read when PlanUnit begins
   int scratch[kBlockWarps];
-  uint16_t begins[kMaxSlots];
-  uint16_t ends[kMaxSlots];
-  uint8_t kept[kMaxSlots];
+  // Of the span's kept clusters.
+  Members members[kMaxSlots];
+  uint8_t clusters[kMaxSlots];
   int counts[kMaxSlots];  // of new rows, then where they go
   float by_warp[kBlockWarps][kMaxGroup];
 };
@@ -54,8 +54,8 @@ struct KeyFacts {
 
 // Which of a cluster's members [begin, end) are new: bit l of word w is of its member 32 w + l.
 // `words` has room for those of cluster e of the list from place begin / 32 + e on. Returns how
-// many; leaves the mass of what is not read. One warp. kHeads: the group, or more.
-template <int kHeads>
+// many; kMasses: leaves the mass of what is not read. One warp. kHeads: the group, or more.
+template <int kHeads, bool kMasses>
 __device__ __forceinline__ int ChooseRows(const Step& step, const VerifyShared& shared,
                                           uint32_t begin, uint32_t end, const uint16_t* levels,
                                           const uint8_t* scales, uint32_t* words, float* unread) {
@@ -67,7 +67,6 @@ __device__ __forceinline__ int ChooseRows(const Step& step, const VerifyShared& 
   for (uint32_t first = begin; first < end; first += 32) {
     const KeyFacts<kHeads> of = next;
     if (first + 32 < end) next.Load(step, levels, scales, min(first + 32 + lane, end - 1));
-    const float scale = FromByteFloat(of.scale);
     bool read = false;
     bool before = false;
 #pragma unroll
@@ -76,20 +75,24 @@ __device__ __forceinline__ int ChooseRows(const Step& step, const VerifyShared& 
       before = before || of.Of(g) >= shared.high[g];
     }
     const bool there = first + lane < end;
+    if constexpr (kMasses) {
+      const float scale = FromByteFloat(of.scale);
 #pragma unroll
-    for (int g = 0; g < kHeads; ++g) {
-      // Without v / 2, which corrects the mean of an exponential and not this sum.
-      const float mass =
-          Exp2(LogitOfLevel(of.Of(g)) - fminf(shared.half[g] * (scale * scale), kLargestHalf));
-      masses[g] += there && !read ? mass : 0.0f;
+      for (int g = 0; g < kHeads; ++g) {
+        // Without v / 2, which corrects the mean of an exponential and not this sum.
+        const float mass =
+            Exp2(LogitOfLevel(of.Of(g)) - fminf(shared.half[g] * (scale * scale), kLargestHalf));
+        masses[g] += there && !read ? mass : 0.0f;
+      }
     }
     const unsigned all = __ballot_sync(kAllLanes, there && read && !before);
     if (lane == 0) words[(first - begin) / 32] = all;
     count += __popc(all);
   }
-  if (step.tail == 0) return count;
-  const float mass = WarpSums(masses);
-  if (lane < step.group) unread[lane] = mass;
+  if constexpr (kMasses) {
+    const float mass = WarpSums(masses);
+    if (lane < step.group) unread[lane] = mass;
+  }
   return count;
 }
 
@@ -127,28 +130,30 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     const uint16_t* levels = step.levels + rows * step.level_stride;
     const int first = span * step.span_keys;
     const int before = step.round > 0 ? __ldcg(step.counts + base) : 0;
-    const bool keep = thread < unit.SpanClusters(span, step.slots, step.span_slots) &&
-                      __ldcg(step.kept + base * step.span_slots + thread) != 0;
-    if (keep) {
-      const Members of = MembersOf(step, unit, span, thread);
-      shared.begins[thread] = static_cast<uint16_t>(of.begin);
-      shared.ends[thread] = static_cast<uint16_t>(of.end);
+    const int kept = __ldcg(step.kept_counts + base);
+    if (thread < kept) {
+      const int cluster = __ldcg(step.kept_list + base * step.span_slots + thread);
+      shared.clusters[thread] = static_cast<uint8_t>(cluster);
+      shared.members[thread] = MembersOf(step, unit, span, cluster);
     }
-    int kept;
-    const int at = BlockScan(keep ? 1 : 0, shared.scratch, &kept);
-    if (keep) shared.kept[at] = static_cast<uint8_t>(thread);
     __syncthreads();
     for (int e = warp; e < kept; e += kBlockWarps) {
-      const int cluster = shared.kept[e];
-      const int begin = shared.begins[cluster];
-      const auto choose = [&]<int kHeads>() {
-        return ChooseRows<kHeads>(step, shared, begin, shared.ends[cluster], levels, scales,
-                                  words + begin / 32 + e,
-                                  step.unread + (base * step.span_slots + cluster) * step.group);
+      const Members of = shared.members[e];
+      const auto choose_of = [&]<int kHeads, bool kMasses>() {
+        return ChooseRows<kHeads, kMasses>(
+            step, shared, of.begin, of.end, levels, scales, words + of.begin / 32 + e,
+            step.unread + (base * step.span_slots + shared.clusters[e]) * step.group);
       };
-      const int count = kHeadTiles == 1 && step.group <= 4
-                            ? choose.template operator()<4>()
-                            : choose.template operator()<kHeadTiles * kTileHeads>();
+      const auto choose = [&]<bool kMasses>() {
+        return kHeadTiles == 1 && step.group <= 4
+                   ? choose_of.template operator()<4, kMasses>()
+                   : choose_of.template operator()<kHeadTiles * kTileHeads, kMasses>();
+      };
+      // A later round changes the masses of few clusters.
+      const bool masses = step.tail != 0;
+      int count = 0;
+      if (step.round > 0 || !masses) count = choose.template operator()<false>();
+      if (masses && (step.round == 0 || count > 0)) count = choose.template operator()<true>();
       if (lane == 0) shared.counts[e] = count;
     }
     __syncthreads();
@@ -157,9 +162,9 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     if (thread < kept) shared.counts[thread] = place;
     __syncthreads();
     for (int e = warp; e < kept; e += kBlockWarps) {
-      const int cluster = shared.kept[e];
-      const int begin = shared.begins[cluster];
-      const int end = shared.ends[cluster];
+      const int cluster = shared.clusters[e];
+      const int begin = shared.members[e].begin;
+      const int end = shared.members[e].end;
       int to = shared.counts[e];
       for (int key = begin; key < end; key += 32) {
         const uint32_t word = words[begin / 32 + e + (key - begin) / 32];
