@@ -24,8 +24,8 @@ struct AttendShared {
   float factors[kBlockWarps * kMaxGroup];
 };
 
-// One row of mode tactic's list, forced ones first: its entry, which has to be read before it can be
-// looked at.
+// One row of mode tactic's list, forced ones first: its entry, which has to be read before it can
+// be looked at.
 struct RowEntry {
   uint32_t row;  // of a forced one: its number
   int span;      // -1: it is a forced one
@@ -165,9 +165,8 @@ __device__ void AttendScored(const Step& step, const Unit& unit, const SpanLists
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int head = LaneHead(n, h);
-          s[n][2 * i + h] = there && head < step.group
-                                ? __ldcg(logits + (r + 8 * i) * step.group + head)
-                                : kNone;
+          s[n][2 * i + h] =
+              there && head < step.group ? __ldcg(logits + (r + 8 * i) * step.group + head) : kNone;
         }
       }
     }
@@ -183,8 +182,7 @@ template <class Row, int kDim, int kHeadTiles>
 __device__ __forceinline__ void ScoreFresh(const Step& step, const Unit& unit,
                                            const TilePlace& place, const uint4* query,
                                            const KeyTile<Row, kDim>& keys,
-                                           float (&s)[kHeadTiles][4],
-                                           float (&own)[kHeadTiles][2]) {
+                                           float (&s)[kHeadTiles][4], float (&own)[kHeadTiles][2]) {
   QueryTile<kDim, kHeadTiles> q;
   q.Read(query, threadIdx.x & 31);
   keys.Score(q, s);
@@ -264,12 +262,9 @@ __device__ void AttendAll(const Step& step, const Unit& unit, int begin, int end
   const auto stride = static_cast<int>(step.cache.row_stride);
   const auto offset = [&](int64_t first, int of, int i) {
     const int row = min(i, unit.tokens - 1 - of * kTileRows);
-    return together ? first + row * stride
-                    : step.cache.Offset(unit.rows, of * kTileRows + row);
+    return together ? first + row * stride : step.cache.Offset(unit.rows, of * kTileRows + row);
   };
-  const auto first_of = [&](int of) {
-    return step.cache.Offset(unit.rows, of * kTileRows);
-  };
+  const auto first_of = [&](int of) { return step.cache.Offset(unit.rows, of * kTileRows); };
   const auto* all_keys = static_cast<const uint8_t*>(step.cache.keys);
   const auto* all_values = static_cast<const uint8_t*>(step.cache.values);
   KeyTile<Row, kDim> keys;
@@ -494,8 +489,9 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
     } else {
       auto* const list_room = reinterpret_cast<int*>(states_here);
       const int64_t counts = int64_t{unit.number} * step.spans;
-      const int listed = AddUp(unit.spans, kPaper ? RowTiles(unit.forced) : unit.forced, list_room,
-                               shared.scratch, [&](int j) { return __ldcg(step.counts + counts + j); });
+      const int listed =
+          AddUp(unit.spans, kPaper ? RowTiles(unit.forced) : unit.forced, list_room, shared.scratch,
+                [&](int j) { return __ldcg(step.counts + counts + j); });
       const SpanLists list = {list_room, unit.spans, listed};
       // Tiles of these rows in the block's share, and what of it comes after them.
       const int after = kPaper ? listed : RowTiles(listed);
@@ -577,11 +573,10 @@ Status LaunchAttend(const Step& step, Element type, Stream stream) {
   const size_t shared =
       (units + 4) / 4 * 4 * sizeof(int) + std::max(states, std::max(list, factors));
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
-    const auto kernel = step.mode == Mode::kDense
-                            ? AttendKernel<Row, kDim, kHeadTiles, Mode::kDense>
-                        : step.mode == Mode::kPaper
-                            ? AttendKernel<Row, kDim, kHeadTiles, Mode::kPaper>
-                            : AttendKernel<Row, kDim, kHeadTiles, Mode::kTactic>;
+    const auto kernel =
+        step.mode == Mode::kDense   ? AttendKernel<Row, kDim, kHeadTiles, Mode::kDense>
+        : step.mode == Mode::kPaper ? AttendKernel<Row, kDim, kHeadTiles, Mode::kPaper>
+                                    : AttendKernel<Row, kDim, kHeadTiles, Mode::kTactic>;
     return Launch(kernel, step, dim3(step.attend_blocks), shared, stream);
   });
 }

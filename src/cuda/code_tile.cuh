@@ -1,5 +1,5 @@
-// Codes of 16 keys, any of a segment, as operands of tensor cores (m16n8k32, unsigned levels times signed query
-// bytes): products are integers, exactly those of the CPU.
+// Codes of 16 keys, any of a segment, as operands of tensor cores (m16n8k32, unsigned levels times
+// signed query bytes): products are integers, exactly those of the CPU.
 //
 // A code row (codes.h) has four bytes of each of 16 keys, and each byte belongs to one element of
 // several quads. Permutations of bytes turn two to four bits into levels, four elements at a time,

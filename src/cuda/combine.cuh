@@ -54,7 +54,7 @@ __device__ void MergeStates(const float* states, int count, int64_t stride, int 
     const int x = i % kDim;
     const float* of = states + g * kSize + x;
     float2 sum = {0, 0};
-#pragma unroll 8
+#pragma unroll 16
     for (int k = 0; k < count; ++k) {
       const auto* at = reinterpret_cast<const float2*>(of + k * stride);
       const float2 mine = kGlobal ? __ldcg(at) : *at;

@@ -1,8 +1,8 @@
 // Stage select of mode paper: the prefix of clusters that reaches the target, of all heads together
 // (section 4.5 of the paper).
 //
-// The logits of the clusters of heads are where stage sample put them. What lies beyond the heads is
-// scored when it is attended to.
+// The logits of the clusters of heads are where stage sample put them. What lies beyond the heads
+// is scored when it is attended to.
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/step.cuh"
@@ -20,8 +20,7 @@ __global__ void __launch_bounds__(kBlockThreads, 6) CutKernel(const __grid_const
   WaitForPrevious();
   LetNextBegin();
   if (IsDense(step, unit)) return;
-  if (thread < step.group)
-    ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];
+  if (thread < step.group) ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];
   __syncthreads();
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
     const SpanCluster<kHeads> cluster(step, unit, span);

@@ -3,6 +3,7 @@
 // Everything later is relative to an anchor, so that bins have their place before any maximum is
 // known: the largest logit of 16 rows that are usually among the largest, the first ones and the
 // newest, and of 112 clusters. Every block finds it for itself, a tile to a warp.
+#include "src/cuda/byte_query.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/lane_share.cuh"
 #include "src/cuda/launch.cuh"
@@ -30,38 +31,23 @@ __device__ __forceinline__ float MaxOrNaN(float a, float b) {
   return a != a || b != b ? a + b : fmaxf(a, b);
 }
 
-// Per head, the largest logit of 16 rows, s as KeyTile::Score leaves it times `unit` of a row.
-// Lanes 0 to 3 hold those of their heads.
-template <int kHeadTiles>
-__device__ __forceinline__ void LargestOfTile(const float (&s)[kHeadTiles][4], float low_unit,
-                                              float high_unit, float softcap,
-                                              float (&most)[kHeadTiles][2]) {
-#pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float a = Capped(s[n][h] * low_unit, softcap);
-      const float b = Capped(s[n][h + 2] * high_unit, softcap);
-      float all = MaxOrNaN(a, b);
-#pragma unroll
-      for (int k = 4; k < 32; k <<= 1) all = MaxOrNaN(all, __shfl_xor_sync(kAllLanes, all, k));
-      most[n][h] = all;
-    }
-  }
+// The largest of what the lanes have for their heads, which lanes `stride` apart share.
+__device__ __forceinline__ float LargestOfLanes(float x, int stride) {
+  for (int k = stride; k < 32; k <<= 1) x = MaxOrNaN(x, __shfl_xor_sync(kAllLanes, x, k));
+  return x;
 }
 
 // Every warp looks at a tile: the first at the first rows and the newest, the others at clusters
 // from all over the sequence, for queries that look for neither. All threads; needs a barrier after
 // it.
-template <class Row, int kDim, int kHeadTiles>
+template <class Row, int kDim, int kHeadTiles, bool kFour>
 __device__ void FindAnchors(const Step& step, const Unit& unit,
                             const QueryTile<kDim, kHeadTiles>& q,
-                            const QueryTile<kDim, kHeadTiles>& wide_q, int clusters,
+                            const ByteQuery<kDim, kHeadTiles, kFour>& byte_q, int clusters,
                             RankShared& shared) {
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   float s[kHeadTiles][4];
-  float most[kHeadTiles][2];
   if (warp == 0) {
     const auto row = [&](int i) {
       return KeyRow<Row>(step, unit, i < kAnchorSinks ? i : unit.tokens - kTileRows + i);
@@ -69,32 +55,46 @@ __device__ void FindAnchors(const Step& step, const Unit& unit,
     KeyTile<Row, kDim> keys;
     keys.Load(row(lane >> 2), row((lane >> 2) + 8), lane);
     keys.Score(q, s);
-    LargestOfTile(s, step.key_unit, step.key_unit, step.softcap, most);
-  } else {
-    constexpr int kSampled = (kBlockWarps - 1) * kTileRows;
-    const auto cluster = [&](int i) {
-      return static_cast<int>(static_cast<int64_t>((warp - 1) * kTileRows + i) * clusters /
-                              kSampled);
-    };
-    const int at[2] = {cluster(lane >> 2), cluster((lane >> 2) + 8)};
-    const auto row = [&](int i) {
-      return reinterpret_cast<const uint8_t*>(unit.centroids + static_cast<int64_t>(at[i]) * kDim);
-    };
-    const auto scale = [&](int i) {
-      return __half2float(__ushort_as_half(unit.facts[at[i]].scale)) * step.scale;
-    };
-    KeyTile<RowI8, kDim> keys;
-    keys.Load(row(0), row(1), lane);
-    const float units[2] = {scale(0), scale(1)};
-    keys.Score(wide_q, s);
-    LargestOfTile(s, units[0], units[1], step.softcap, most);
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float most =
+            LargestOfLanes(MaxOrNaN(Capped(s[n][h] * step.key_unit, step.softcap),
+                                    Capped(s[n][h + 2] * step.key_unit, step.softcap)),
+                           4);
+        if (lane < 4) shared.by_warp[warp][LaneHead(n, h)] = most;
+      }
+    }
+    return;
   }
+  using Share = LaneShare<kHeadTiles, kFour>;
+  constexpr int kSampled = (kBlockWarps - 1) * kTileRows;
+  const auto cluster = [&](int i) {
+    return static_cast<int>(static_cast<int64_t>((warp - 1) * kTileRows + i) * clusters / kSampled);
+  };
+  const auto row = [&](int i) {
+    return reinterpret_cast<const uint8_t*>(unit.centroids +
+                                            static_cast<int64_t>(cluster(i)) * kDim);
+  };
+  KeyTile<RowI8, kDim> keys;
+  keys.Load(row(lane >> 2), row((lane >> 2) + 8), lane);
+  float units[Share::kKeys];
+#pragma unroll
+  for (int k = 0; k < Share::kKeys; ++k) {
+    const ClusterFacts* facts = unit.facts + cluster(Share::Key(k));
+    units[k] = __half2float(__ushort_as_half(facts->scale)) * step.scale;
+  }
+  byte_q.Score(keys, s);
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int head = LaneHead(n, h);
-      if (lane < 4) shared.by_warp[warp][head] = most[n][h];
+      float most = Capped(s[n][h] * units[0], step.softcap);
+      if constexpr (Share::kKeys == 2)
+        most = MaxOrNaN(most, Capped(s[n][2 + h] * units[1], step.softcap));
+      most = LargestOfLanes(most, kFour ? 2 : 4);
+      if (lane < (kFour ? 2 : 4)) shared.by_warp[warp][Share::Head(n, h)] = most;
     }
   }
 }
@@ -230,7 +230,7 @@ __device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float so
 template <int kDim, int kHeadTiles, bool kPaper, bool kFour>
 __device__ void RankClusters(const Step& step, const Unit& unit, const RankShared& shared, int tile,
                              int tiles_apart, int count, ClusterTile<kDim, kPaper>& clusters,
-                             const QueryTile<kDim, kHeadTiles>& q, uint32_t* bins,
+                             const ByteQuery<kDim, kHeadTiles, kFour>& q, uint32_t* bins,
                              float (&floors)[kHeadTiles][2]) {
   using Share = LaneShare<kHeadTiles, kFour>;
   const int lane = threadIdx.x & 31;
@@ -252,8 +252,7 @@ __device__ void RankClusters(const Step& step, const Unit& unit, const RankShare
     if ((tile + tiles_apart) * kTileRows < count)
       clusters.Load(step, unit, tile + tiles_apart, count);
     float s[kHeadTiles][4];
-    now.keys.Score(q, s);
-    Share::Deal(s);
+    q.Score(now.keys, s);
     float variances[kHeadTiles][4] = {};
     if constexpr (!kPaper) {
       const uint32_t a0 = Squares(now.spreads[0][0]);
@@ -359,14 +358,14 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
     }
     QueryTile<kDim, kHeadTiles> q;
     LoadQuery<Row::kIsBF16>(step, unit, q);
-    QueryTile<kDim, kHeadTiles> wide_q;  // for bytes, which become f16
-    LoadQuery<false>(step, unit, wide_q);
+    ByteQuery<kDim, kHeadTiles, kFour> byte_q;
+    byte_q.Load(step, unit);
     // Forced rows from the last warp on, which has the fewest clusters.
     const int apart = ranking * kBlockWarps;
     const int forced_tile = apart - 1 - tile;
     KeyTile<Row, kDim> keys;
     if (forced_tile * kTileRows < unit.forced) LoadForced(step, unit, forced_tile, keys);
-    FindAnchors<Row>(step, unit, q, wide_q, count, shared);
+    FindAnchors<Row>(step, unit, q, byte_q, count, shared);
     __syncthreads();
     if (thread < step.group) {
       const float anchor = AnchorFrom(shared, thread);
@@ -381,7 +380,7 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
     if (finite) {
       ScoreForced<Row>(step, unit, q, shared, forced_tile, apart, keys, forced);
       RankClusters<kDim, kHeadTiles, kPaper, kFour>(step, unit, shared, tile, apart, count,
-                                                    clusters, wide_q, bins, floors);
+                                                    clusters, byte_q, bins, floors);
     }
   }
   SumHeads(forced, step.group, shared.by_warp, step.part_forced + sums);

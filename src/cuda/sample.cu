@@ -64,9 +64,8 @@ __global__ void __launch_bounds__(kBlockThreads, 6)
         }
       }
     }
-    ListTiles(step, unit, span, cluster.members,
-              head || window ? Listing::kScored : Listing::kNot, head, scratch,
-              step.sampled + unit.number);
+    ListTiles(step, unit, span, cluster.members, head || window ? Listing::kScored : Listing::kNot,
+              head, scratch, step.sampled + unit.number);
   }
 }
 
@@ -160,9 +159,7 @@ constexpr int kLead = 8;
 
 // The last block of a unit needs a tile of it, even where nothing is sampled.
 __device__ __forceinline__ int SampleTiles(const Step& step, int unit) {
-  return __ldcg(step.dense + unit) != 0 
-             ? 0
-             : kLead + max(1, __ldcg(&step.sampled[unit].scored));
+  return __ldcg(step.dense + unit) != 0 ? 0 : kLead + max(1, __ldcg(&step.sampled[unit].scored));
 }
 
 template <class Row, int kDim, int kHeadTiles>

@@ -219,8 +219,8 @@ struct LaneAnchors {
 // In which segment cluster `cluster` of a span or of a unit is; exact, since segments have at most
 // kMaxSlots clusters and sequences fewer than 2^31 / kMaxSlots.
 __device__ __forceinline__ int SegmentOf(const Step& step, int cluster) {
-  return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(cluster)) *
-                              step.slots_inverse >> 31);
+  return static_cast<int>(
+      static_cast<uint64_t>(static_cast<uint32_t>(cluster)) * step.slots_inverse >> 31);
 }
 
 // Where the members of cluster `cluster` of a span are among the span's: [begin, end).

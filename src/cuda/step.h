@@ -189,11 +189,11 @@ struct Step {
   int span_segments;  // of a span
   int span_slots;
   uint32_t slots_inverse;  // of `slots`, times 2^31, rounded up
-  int span_keys;      // positions of a span
-  int level_stride;   // the group, rounded up to an even number: levels are read in pairs
-  int forced_room;    // rows
-  uint32_t* anchors;  // [group]: float bits
-  uint8_t* dense;     // 1: the unit is read densely
+  int span_keys;           // positions of a span
+  int level_stride;        // the group, rounded up to an even number: levels are read in pairs
+  int forced_room;         // rows
+  uint32_t* anchors;       // [group]: float bits
+  uint8_t* dense;          // 1: the unit is read densely
   Unit* units;
   float* scores;     // [segment * slots][group]: logits of centroids, in octaves
   uint32_t* bounds;  // [segment * slots][group]: two f16, estimated mass and largest token, both in
@@ -212,27 +212,27 @@ struct Step {
   int32_t* counts;       // [span]: of what is listed, without fresh tiles
   int32_t* tiles;        // of 16 rows, or of means, that attend has to do
   // Mode tactic.
-  ScanQuery* queries;  // [group]
-  uint32_t* rotated;   // [tile of 8 heads][CodeQueryWords][32]: code_tile.cuh
-  Filter* filters;     // [group]
-  HeadMass* masses;    // [group]
-  uint8_t* reading;    // 1: verify has something to read
-  uint16_t* tags;      // [span * span_keys]: of a listed row, its place among the span's members
-  uint16_t* levels;    // [span * span_keys][level_stride]
-  uint8_t* kept;       // [segment * slots]
-  uint8_t* kept_list;  // [segment * slots]: clusters of a span that are kept, one after the other
+  ScanQuery* queries;    // [group]
+  uint32_t* rotated;     // [tile of 8 heads][CodeQueryWords][32]: code_tile.cuh
+  Filter* filters;       // [group]
+  HeadMass* masses;      // [group]
+  uint8_t* reading;      // 1: verify has something to read
+  uint16_t* tags;        // [span * span_keys]: of a listed row, its place among the span's members
+  uint16_t* levels;      // [span * span_keys][level_stride]
+  uint8_t* kept;         // [segment * slots]
+  uint8_t* kept_list;    // [segment * slots]: clusters of a span that are kept, one after the other
   int32_t* kept_counts;  // [span]: how many
-  uint32_t* key_bins;  // [group][kBins]: keys
-  float* skipped;      // [segment][group]: mass of clusters that were skipped
-  float* unread;       // [segment * slots][group]: mass of members that are not read
-  float* exact;        // [span][group]: own mass found in the last round
+  uint32_t* key_bins;    // [group][kBins]: keys
+  float* skipped;        // [segment][group]: mass of clusters that were skipped
+  float* unread;         // [segment * slots][group]: mass of members that are not read
+  float* exact;          // [span][group]: own mass found in the last round
   // Mode paper.
-  uint64_t* bin_masses;    // [group][kBins]: of the clusters of heads, see mass_curve.cuh
-  PaperRanks* ranks;       // [group]
-  WindowSum* windows;      // [group][2]
-  int32_t* fresh_counts;   // [span]
-  ListSize* sampled;       // of the unit
-  ListSize* selected;      // of the unit, without the forced rows
+  uint64_t* bin_masses;   // [group][kBins]: of the clusters of heads, see mass_curve.cuh
+  PaperRanks* ranks;      // [group]
+  WindowSum* windows;     // [group][2]
+  int32_t* fresh_counts;  // [span]
+  ListSize* sampled;      // of the unit
+  ListSize* selected;     // of the unit, without the forced rows
   // attend
   float* states;          // [block of attend + unit][group][kStateSize], not by unit
   DeviceReport* reports;  // [group]

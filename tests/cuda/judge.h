@@ -278,12 +278,12 @@ inline int SpansOf(const Step& step, const HeadIndex& index) {
 }
 
 // The rows that a unit's spans list: of span j the set want[j]. Returns those that the unit reads,
-// forced ones first. entries(j) are the span's; `listed(entry, j, found)` calls found(position, slot
-// of the logits; -1: there are none) for the rows of one.
+// forced ones first. entries(j) are the span's; `listed(entry, j, found)` calls found(position,
+// slot of the logits; -1: there are none) for the rows of one.
 template <class Entries, class Listed>
 std::vector<int64_t> JudgeListed(const UnitView& u, const HeadIndex& index,
-                                 const std::vector<std::set<int64_t>>& want,
-                                 const Entries& entries, const Listed& listed, Verdict* verdict) {
+                                 const std::vector<std::set<int64_t>>& want, const Entries& entries,
+                                 const Listed& listed, Verdict* verdict) {
   const Step& step = u.step;
   const size_t room = size_t(step.spans) * step.span_keys;
   const auto logits = u.Of(step.logits, room * step.group);
@@ -298,8 +298,7 @@ std::vector<int64_t> JudgeListed(const UnitView& u, const HeadIndex& index,
         if (!want[j].contains(position)) return;
         got.insert(position);
         for (int g = 0; g < step.group && slot >= 0; ++g) {
-          verdict->Near(logits[(at + slot) * step.group + g], u.logits[g][position], 3e-3,
-                        "logit");
+          verdict->Near(logits[(at + slot) * step.group + g], u.logits[g][position], 3e-3, "logit");
         }
       });
     }

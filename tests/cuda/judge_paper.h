@@ -149,8 +149,8 @@ class PaperJudge {
       v_->That(at != cluster_at.end(), "a tile is of a cluster");
       if (at == cluster_at.end()) return;
       const auto& members = clusters_[at->second].members;
-      const int begin = index_.first_key[at->second] +
-                        tile.Cluster() / step_.slots * step_.segment_size;
+      const int begin =
+          index_.first_key[at->second] + tile.Cluster() / step_.slots * step_.segment_size;
       const auto first = static_cast<size_t>(tile.First() - begin);
       v_->That(tile.First() >= begin && first + tile.Rows() <= members.size(),
                "a tile is within its cluster");
