@@ -2,6 +2,9 @@
 #ifndef TACTIC_SRC_CUDA_CROSSOVER_H_
 #define TACTIC_SRC_CUDA_CROSSOVER_H_
 
+#include <cmath>
+#include <cstdint>
+
 #include "tactic/options.h"
 
 namespace tactic::cuda {
@@ -11,7 +14,10 @@ namespace tactic::cuda {
 // at ten lengths from 7K to 127K, or estimated from their slopes; between lengths on the side of
 // reading everything: what a short sequence loses by it is little, what a selection costs hardly
 // depends on the length.
-inline int DenseBelow(Mode mode, int head_dim, int units) {
+//
+// Reading everything takes as long as the memory needs for it, a selection hardly does: elsewhere
+// the lengths grow with `bandwidth`, bytes per second by the device's clock and bus; 0: not known.
+inline int64_t DenseBelow(Mode mode, int head_dim, int units, double bandwidth) {
   if (mode == Mode::kDense) return 0;
   struct Row {
     int most_units;
@@ -25,8 +31,10 @@ inline int DenseBelow(Mode mode, int head_dim, int units) {
   };
   const Row* row = kRows;
   while (units > row->most_units) ++row;
-  if (head_dim <= 64) return mode == Mode::kPaper ? row->narrow_paper : row->narrow_tactic;
-  return mode == Mode::kPaper ? row->paper : row->tactic;
+  const int here = head_dim <= 64 ? (mode == Mode::kPaper ? row->narrow_paper : row->narrow_tactic)
+                                  : (mode == Mode::kPaper ? row->paper : row->tactic);
+  constexpr double kMeasured = 4.9e12;
+  return bandwidth > 0 ? std::llround(here * bandwidth / kMeasured) : here;
 }
 
 }  // namespace tactic::cuda

@@ -54,6 +54,17 @@ int ChooseSpans(int64_t tokens, int units, int least, Step* step) {
   return spans;
 }
 
+// Bytes per second, by the memory's clock and the width of its bus; 0 where these are not known.
+double MemoryBandwidth(int device) {
+  int kilohertz = 0;
+  int bits = 0;
+  if (cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device) != cudaSuccess)
+    return 0;
+  constexpr double kPerCycle = 2;  // double data rate
+  return kPerCycle * 1e3 * kilohertz * bits / 8;
+}
+
 int PartsFor(int units, int blocks) { return std::max(1, (blocks + units / 2) / units); }
 
 // Blocks of rank for each unit. They are all under way at once, and one on a multiprocessor alone
@@ -90,7 +101,8 @@ struct Decoder::Impl {
   int max_batch = 0;
   int64_t max_tokens = 0;
   int multiprocessors = 0;
-  int least_spans = 0;  // see ChooseSpans
+  int least_spans = 0;   // see ChooseSpans
+  double bandwidth = 0;  // of device memory, see DenseBelow
   uint8_t* memory = nullptr;
   size_t bytes = 0;
   Step step = {};  // what all steps have in common
@@ -183,6 +195,7 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
       cudaDeviceGetAttribute(&impl.multiprocessors, cudaDevAttrMultiProcessorCount, device),
       "its multiprocessors"));
   impl.least_spans = kLeastSpans * impl.multiprocessors;
+  impl.bandwidth = MemoryBandwidth(device);
   Step& s = impl.step;
   s.kv_heads = shape.kv_heads;
   s.group = shape.group();
@@ -271,8 +284,9 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   const int64_t dense_below =
       request.dense_below >= 0
           ? request.dense_below
-          : std::max(impl.options.dense_below,
-                     DenseBelow(impl.options.mode, impl.shape.head_dim, units));
+          : std::max<int64_t>(
+                impl.options.dense_below,
+                DenseBelow(impl.options.mode, impl.shape.head_dim, units, impl.bandwidth));
   // The anchor's tile takes so many rows.
   step.dense_below =
       static_cast<int>(std::clamp<int64_t>(dense_below, kTileRows, impl.max_tokens + 1));

@@ -9,8 +9,8 @@
 #include "src/cuda/launch.cuh"
 #include "src/cuda/rank_plan.cuh"
 #include "src/cuda/rotate.cuh"
-#include "src/cuda/score_rows.cuh"
 #include "src/cuda/step.cuh"
+#include "src/cuda/sum_heads.cuh"
 
 namespace tactic::cuda {
 namespace {

@@ -9,8 +9,8 @@
 #include "src/cuda/heads.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
-#include "src/cuda/score_rows.cuh"
 #include "src/cuda/step.cuh"
+#include "src/cuda/sum_heads.cuh"
 
 namespace tactic::cuda {
 namespace {
@@ -55,15 +55,15 @@ struct KeyFacts {
 // Which of a cluster's members [begin, end) are new: bit l of word w is of its member 32 w + l.
 // `words` has room for those of cluster e of the list from place begin / 32 + e on. Returns how
 // many; kMasses: leaves the mass of what is not read. One warp. kHeads: the group, or more.
+// `next`: facts of its first members.
 template <int kHeads, bool kMasses>
 __device__ __forceinline__ int ChooseRows(const Step& step, const VerifyShared& shared,
                                           uint32_t begin, uint32_t end, const uint16_t* levels,
-                                          const uint8_t* scales, uint32_t* words, float* unread) {
+                                          const uint8_t* scales, KeyFacts<kHeads> next,
+                                          uint32_t* words, float* unread) {
   const uint32_t lane = threadIdx.x & 31;
   int count = 0;
   float masses[kHeads] = {};
-  KeyFacts<kHeads> next;
-  next.Load(step, levels, scales, min(begin + lane, end - 1));
   for (uint32_t first = begin; first < end; first += 32) {
     const KeyFacts<kHeads> of = next;
     if (first + 32 < end) next.Load(step, levels, scales, min(first + 32 + lane, end - 1));
@@ -96,19 +96,122 @@ __device__ __forceinline__ int ChooseRows(const Step& step, const VerifyShared& 
   return count;
 }
 
+// Chooses rows of all kept clusters of the span that is number `base` of all, a cluster to a warp.
+template <int kHeads>
+__device__ void ChooseAll(const Step& step, VerifyShared& shared, int kept, int64_t base,
+                          const uint16_t* levels, const uint8_t* scales, uint32_t* words) {
+  const int lane = threadIdx.x & 31;
+  int e = static_cast<int>(threadIdx.x >> 5);
+  if (e >= kept) return;
+  const auto first_of = [&](int cluster) {
+    const Members of = shared.members[cluster];
+    KeyFacts<kHeads> facts;
+    facts.Load(step, levels, scales, min(of.begin + lane, of.end - 1));
+    return facts;
+  };
+  KeyFacts<kHeads> next = first_of(e);
+  for (; e < kept; e += kBlockWarps) {
+    const KeyFacts<kHeads> facts = next;
+    if (e + kBlockWarps < kept) next = first_of(e + kBlockWarps);
+    const Members of = shared.members[e];
+    const auto choose = [&]<bool kMasses>() {
+      return ChooseRows<kHeads, kMasses>(
+          step, shared, of.begin, of.end, levels, scales, facts, words + of.begin / 32 + e,
+          step.unread + (base * step.span_slots + shared.clusters[e]) * step.group);
+    };
+    // A later round changes the masses of few clusters.
+    const bool masses = step.tail != 0;
+    int count = 0;
+    if (step.round > 0 || !masses) count = choose.template operator()<false>();
+    if (masses && (step.round == 0 || count > 0)) count = choose.template operator()<true>();
+    if (lane == 0) shared.counts[e] = count;
+  }
+}
+
+// Rows that a block chose, each the number of the member << 16 | its place in the span.
+struct ChosenRows {
+  const uint32_t* rows;
+  int count;
+
+  __device__ __forceinline__ uint32_t Of(int tile, int i) const {
+    return rows[min(tile * kTileRows + i, count - 1)];
+  }
+};
+
+// Logits of the chosen rows, to `to`, and the mass of what lies in the heads' ranges. `query`: the
+// group's, QueryTile pieces; `first`: the span's first position. All warps share the rows.
+template <class Row, int kDim, int kHeadTiles>
+__device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
+                                          const VerifyShared& shared, const uint4* query,
+                                          const ChosenRows& chosen, int first,
+                                          const uint16_t* levels, float* to,
+                                          const LaneAnchors<kHeadTiles>& anchors,
+                                          float (&mass)[kHeadTiles][2]) {
+  const int lane = threadIdx.x & 31;
+  const int r = lane >> 2;
+  int tile = static_cast<int>(threadIdx.x >> 5);
+  if (tile * kTileRows >= chosen.count) return;
+  const auto row = [&](int of, int i) {
+    return KeyRow<Row>(step, unit, first + static_cast<int>(chosen.Of(of, i) & 0xffffu));
+  };
+  // A full span has many tiles, and its block ends last: the next tile's rows are looked up while
+  // this one's keys are on their way, and so are the levels.
+  const uint8_t* low = row(tile, r);
+  const uint8_t* high = row(tile, r + 8);
+  for (; tile * kTileRows < chosen.count; tile += kBlockWarps) {
+    KeyTile<Row, kDim> keys;
+    keys.Load(low, high, lane);
+    uint32_t of_heads[2][kHeadTiles];  // levels for both heads of the lane
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t member = chosen.Of(tile, r + 8 * i) >> 16;
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n) {
+        const int head = LaneHead(n, 0);
+        const uint16_t* at = levels + (member * step.level_stride + head);
+        of_heads[i][n] = head < step.group ? __ldcg(reinterpret_cast<const uint32_t*>(at)) : 0;
+      }
+    }
+    low = row(tile + kBlockWarps, r);
+    high = row(tile + kBlockWarps, r + 8);
+    QueryTile<kDim, kHeadTiles> q;
+    q.Read(query, lane);
+    float s[kHeadTiles][4];
+    keys.Score(q, s);
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int head = LaneHead(n, k & 1);
+        const int i = tile * kTileRows + r + (k >> 1) * 8;
+        if (head >= step.group || i >= chosen.count) continue;
+        const float logit = Capped(s[n][k] * step.key_unit, step.softcap);
+        to[i * step.group + head] = logit;
+        const int level = static_cast<int>(of_heads[k >> 1][n] >> (k & 1) * 16 & 0xffffu);
+        if (level >= shared.low[head] && level < shared.high[head])
+          mass[n][k & 1] += Exp2(logit - anchors.of[n][k & 1]);
+      }
+    }
+  }
+}
+
 template <class Row, int kDim, int kHeadTiles>
 __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     VerifyKernel(const __grid_constant__ Step step) {
   // chosen: number of the member << 16 | place in the span; then words of ChooseRows.
   extern __shared__ uint32_t chosen[];
   __shared__ VerifyShared shared;
+  __shared__ uint4 query[QueryTile<kDim, kHeadTiles>::kPieces * 32];
   uint32_t* words = chosen + step.span_keys;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
   const int warp = thread >> 5;
   const Unit unit = ReadUnit(step, blockIdx.y);
-  QueryTile<kDim, kHeadTiles> q;
-  LoadQuery<Row::kIsBF16>(step, unit, q);
+  if (thread < 32) {
+    QueryTile<kDim, kHeadTiles> q;
+    LoadQuery<Row::kIsBF16>(step, unit, q);
+    q.Write(query, lane);
+  }
   WaitForPrevious();
   LetNextBegin();
   if (IsDense(step, unit) || __ldcg(step.reading + unit.number) == 0) return;
@@ -137,25 +240,10 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
       shared.members[thread] = MembersOf(step, unit, span, cluster);
     }
     __syncthreads();
-    for (int e = warp; e < kept; e += kBlockWarps) {
-      const Members of = shared.members[e];
-      const auto choose_of = [&]<int kHeads, bool kMasses>() {
-        return ChooseRows<kHeads, kMasses>(
-            step, shared, of.begin, of.end, levels, scales, words + of.begin / 32 + e,
-            step.unread + (base * step.span_slots + shared.clusters[e]) * step.group);
-      };
-      const auto choose = [&]<bool kMasses>() {
-        return kHeadTiles == 1 && step.group <= 4
-                   ? choose_of.template operator()<4, kMasses>()
-                   : choose_of.template operator()<kHeadTiles * kTileHeads, kMasses>();
-      };
-      // A later round changes the masses of few clusters.
-      const bool masses = step.tail != 0;
-      int count = 0;
-      if (step.round > 0 || !masses) count = choose.template operator()<false>();
-      if (masses && (step.round == 0 || count > 0)) count = choose.template operator()<true>();
-      if (lane == 0) shared.counts[e] = count;
-    }
+    if (kHeadTiles == 1 && step.group <= 4)
+      ChooseAll<4>(step, shared, kept, base, levels, scales, words);
+    else
+      ChooseAll<kHeadTiles * kTileHeads>(step, shared, kept, base, levels, scales, words);
     __syncthreads();
     int fresh;
     const int place = BlockScan(thread < kept ? shared.counts[thread] : 0, shared.scratch, &fresh);
@@ -195,15 +283,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
       }
     }
     __syncthreads();
-    ScoreRows<Row>(
-        step, unit, q, fresh, step.logits + (rows + before) * step.group,
-        [&](int i) { return first + static_cast<int>(chosen[i] & 0xffffu); },
-        [&](int i, int n, int h, float logit) {
-          const int head = LaneHead(n, h);
-          const int level = levels[static_cast<int>(chosen[i] >> 16) * step.level_stride + head];
-          if (level >= shared.low[head] && level < shared.high[head])
-            mass[n][h] += Exp2(logit - anchors.of[n][h]);
-        });
+    ScoreRows<Row, kDim>(step, unit, shared, query, {chosen, fresh}, first, levels,
+                         step.logits + (rows + before) * step.group, anchors, mass);
     SumHeads(mass, step.group, shared.by_warp, step.exact + base * step.group);
     if (thread == 0) step.counts[base] = before + fresh;
   }
