@@ -10,20 +10,12 @@
 #include <cstdint>
 
 #include "src/cpu/estimate-inl.h"
+#include "src/cpu/pick-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tactic::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-// Stores the lanes of v for which mask holds one after the other, then garbage, a whole vector in
-// all. Returns how many. Not CompressStore: of what writes only the lanes that count, Zen 4 makes
-// microcode (23 ns for a vector, this 1.5).
-template <class D, class T>
-HWY_INLINE size_t Append(D d, hn::Vec<D> v, hn::Mask<D> mask, T* HWY_RESTRICT out) {
-  hn::StoreU(hn::Compress(v, mask), d, out);
-  return hn::CountTrue(d, mask);
-}
 
 // Keys of a query head that are to be put into bins: first they are collected, without a branch for
 // each vector; then they are counted one by one.

@@ -18,24 +18,6 @@ namespace tactic::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// One bit for each lane, at most 16.
-template <class D>
-HWY_INLINE uint32_t MaskBits(D d, hn::Mask<D> mask) {
-  uint8_t bytes[8] = {};
-  hn::StoreMaskBits(d, mask, bytes);
-  uint16_t bits;
-  std::memcpy(&bits, bytes, sizeof(bits));
-  return bits;
-}
-
-// The lanes whose bit is set.
-template <class D>
-HWY_INLINE hn::Mask<D> BitsMask(D d, uint32_t bits) {
-  uint8_t bytes[8] = {};
-  std::memcpy(bytes, &bits, sizeof(bits));
-  return hn::LoadMaskBits(d, bytes);
-}
-
 // Which levels are in a range: those that, less its low end, are below its width, as unsigned
 // numbers.
 template <class D>
@@ -49,6 +31,7 @@ HWY_ATTR size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads,
                            const KeyRange* ranges, const uint32_t* blocks, size_t n, uint64_t* read,
                            uint32_t* numbers, KeyLevel* levels, size_t level_stride) {
   const hn::CappedTag<KeyLevel, kCodeBlock> d;
+  const hn::CappedTag<KeyLevel, kPickLanes> dp;
   const hn::RebindToSigned<hn::CappedTag<float, kCodeBlock>> di;
   int looking[LayerShape::kMaxGroup];  // heads whose range is not empty
   int lookers = 0;
@@ -75,17 +58,19 @@ HWY_ATTR size_t SelectKeys(const KeyLevel* keys, size_t key_stride, int heads,
     found &= ~static_cast<uint32_t>(word >> (begin % 64));
     word |= static_cast<uint64_t>(found) << (begin % 64);
     size_t listed = count;
-    for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(d)) {
-      const auto mask = BitsMask(d, found >> i);
+    for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(dp)) {
+      const LanePicker<decltype(dp)> picker(dp, found >> i);
       for (int g = 0; g < heads; ++g) {
-        const auto level = hn::LoadU(d, keys + g * key_stride + begin + i);
-        hn::StoreU(hn::Compress(level, mask), d, levels + g * level_stride + listed);
+        const auto level = hn::LoadU(dp, keys + g * key_stride + begin + i);
+        hn::StoreU(picker.Pick(dp, level), dp, levels + g * level_stride + listed);
       }
-      listed += hn::CountTrue(d, mask);
+      listed += picker.count();
     }
     for (size_t i = 0; i < kCodeBlock; i += hn::Lanes(di)) {
-      count += Append(di, hn::Iota(di, static_cast<int32_t>(begin + i)), BitsMask(di, found >> i),
-                      reinterpret_cast<int32_t*>(numbers) + count);
+      const LanePicker<decltype(di)> picker(di, found >> i);
+      const auto number = hn::Iota(di, static_cast<int32_t>(begin + i));
+      hn::StoreU(picker.Pick(di, number), di, reinterpret_cast<int32_t*>(numbers) + count);
+      count += picker.count();
     }
   }
   return count;
