@@ -9,14 +9,15 @@
 
 namespace tactic::cuda {
 
-// For a batch of so many units (sequences times KV heads). Measured on an H100 with bf16 caches in
-// pages of 16 and groups of 3 and 4, of 3 (narrow), 8, 24 (narrow), 64, 96 (narrow) and 256 units
-// at ten lengths from 7K to 127K, or estimated from their slopes; between lengths on the side of
-// reading everything: what a short sequence loses by it is little, what a selection costs hardly
-// depends on the length.
+// For a batch of so many units (sequences times KV heads). Measured on an H200 with bf16 caches in
+// pages of 16 (bench/results/cuda_h200.json): groups of 3 with 3, 24 and 96 narrow units, groups of
+// 4 with 8, 64 and 256, at lengths from 7K to 1M, between which times are taken to grow evenly;
+// rows of 128 elements in 3 and 24 units from narrow ones, by half. Rounded to the side of reading
+// everything, by which a short sequence loses little.
 //
-// Reading everything takes as long as the memory needs for it, a selection hardly does: elsewhere
-// the lengths grow with `bandwidth`, bytes per second by the device's clock and bus; 0: not known.
+// What a selection costs hardly depends on the length, while reading everything takes as long as
+// the memory needs: on other devices the lengths grow with `bandwidth`, bytes per second by the
+// memory's clock and bus; 0: not known.
 inline int64_t DenseBelow(Mode mode, int head_dim, int units, double bandwidth) {
   if (mode == Mode::kDense) return 0;
   struct Row {
@@ -25,15 +26,15 @@ inline int64_t DenseBelow(Mode mode, int head_dim, int units, double bandwidth) 
     int narrow_paper, narrow_tactic;  // up to 64
   };
   constexpr Row kRows[] = {
-      {4, 131072, 196608, 212992, 393216}, {12, 47104, 73728, 94208, 155648},
-      {32, 24576, 28672, 34816, 65536},    {128, 11264, 12288, 16384, 28672},
-      {1 << 30, 7168, 7168, 10240, 11264},
+      {4, 122880, 368640, 245760, 737280}, {12, 49152, 98304, 114688, 344064},
+      {32, 18432, 57344, 36864, 110592},   {128, 10240, 17408, 18432, 49152},
+      {1 << 30, 7168, 7168, 10240, 19456},
   };
   const Row* row = kRows;
   while (units > row->most_units) ++row;
   const int here = head_dim <= 64 ? (mode == Mode::kPaper ? row->narrow_paper : row->narrow_tactic)
                                   : (mode == Mode::kPaper ? row->paper : row->tactic);
-  constexpr double kMeasured = 4.9e12;
+  constexpr double kMeasured = 4.917e12;  // HBM3e: 3201 MHz, double data rate, 6144 bits
   return bandwidth > 0 ? std::llround(here * bandwidth / kMeasured) : here;
 }
 

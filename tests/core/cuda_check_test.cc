@@ -68,15 +68,26 @@ TEST(CudaCheck, NamesWhatIsWrongWithOptions) {
 TEST(CudaCrossover, FallsWithTheBatch) {
   for (const Mode mode : {Mode::kPaper, Mode::kTactic}) {
     for (const int dim : {64, 128}) {
-      int last = 1 << 30;
+      int64_t last = 1 << 30;
       for (const int units : {1, 8, 24, 25, 64, 96, 97, 256, 100000}) {
-        EXPECT_LE(DenseBelow(mode, dim, units), last);
-        last = DenseBelow(mode, dim, units);
+        EXPECT_LE(DenseBelow(mode, dim, units, 0), last);
+        last = DenseBelow(mode, dim, units, 0);
       }
       EXPECT_GT(last, 0);
     }
   }
-  EXPECT_EQ(DenseBelow(Mode::kDense, 128, 8), 0);
+  EXPECT_EQ(DenseBelow(Mode::kDense, 128, 8, 0), 0);
+}
+
+// A fast memory reads everything sooner; an H200, on which the lengths were measured, has 4.917
+// TB/s.
+TEST(CudaCrossover, ReadsEverythingLongerFromFastMemory) {
+  for (const int units : {1, 8, 24, 64, 256}) {
+    const int64_t measured = DenseBelow(Mode::kTactic, 128, units, 4.917e12);
+    EXPECT_EQ(DenseBelow(Mode::kTactic, 128, units, 0), measured);  // not known
+    EXPECT_EQ(DenseBelow(Mode::kTactic, 128, units, 4.917e12 / 2), measured / 2);
+    EXPECT_LE(measured, DenseBelow(Mode::kTactic, 64, units, 4.917e12));
+  }
 }
 
 // Where there is a device, tests/cuda look after it.
