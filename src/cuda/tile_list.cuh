@@ -36,7 +36,7 @@ __device__ __forceinline__ void ListTiles(const Step& step, const Unit& unit, in
                                           uint64_t* scratch, ListSize* size) {
   const int rows = as == Listing::kNot ? 0 : members.end - members.begin;
   const int tiles = RowTiles(rows);
-  // Scored tiles, fresh ones, and rows, counted at once.
+  // Scored tiles, fresh ones, and rows, counted at once: none above the span's positions.
   static_assert(kMaxSlots * Options::kPage < 1 << 16);
   const bool fresh = as == Listing::kFresh;
   uint64_t all;
