@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   const int thread = threadIdx.x;
   const int lane = thread & 31;
   const int units = step.batch * step.kv_heads;
-  int* const before = dynamic;  // [units + 1]: tiles of the units ahead
-  // Rows ahead of each span's; later states of the warps.
+  int* const before = dynamic;  // [units + 1]: what the units ahead cost
+  // What the lists of spans ahead hold; later states of the warps.
   float* const states_here = reinterpret_cast<float*>(dynamic + (units + 4) / 4 * 4);
   constexpr int kSize = kStateSize<kDim>;
   constexpr bool kDense = kMode == Mode::kDense;

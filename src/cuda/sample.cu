@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
   __shared__ SampleShared shared;
   const int thread = threadIdx.x;
   const int units = step.batch * step.kv_heads;
-  int* const before = reinterpret_cast<int*>(dynamic);  // [units + 1]: tiles of the units ahead
+  int* const before = reinterpret_cast<int*>(dynamic);  // [units + 1]: what the units ahead cost
   // Tiles ahead of each span's; later bins.
   uint32_t* const room = dynamic + (units + 4) / 4 * 4;
   WaitForPrevious();

@@ -151,12 +151,6 @@ __device__ __forceinline__ const uint8_t* KeyRow(const Step& step, const Unit& u
   return static_cast<const uint8_t*>(step.cache.keys) +
          step.cache.Offset(unit.rows, position) * Row::kBytes;
 }
-template <class Row>
-__device__ __forceinline__ const uint8_t* ValueRow(const Step& step, const Unit& unit,
-                                                   int position) {
-  return static_cast<const uint8_t*>(step.cache.values) +
-         step.cache.Offset(unit.rows, position) * Row::kBytes;
-}
 
 // Soft cap of a logit; all in octaves.
 __device__ __forceinline__ float Capped(float x, float cap) {
