@@ -156,6 +156,8 @@ struct Decoder::Impl {
       carver->Take(&s.kept, clusters);
       carver->Take(&s.kept_list, clusters);
       carver->Take(&s.kept_counts, segments);
+      carver->Take(&s.scan_tiles, rows / kTileRows + clusters);
+      carver->Take(&s.scan_counts, segments);
       carver->Take(&s.key_bins, heads * kBins);
       carver->Take(&s.skipped, segments * group);
       carver->Take(&s.unread, clusters * group);

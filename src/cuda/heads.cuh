@@ -82,7 +82,7 @@ __device__ __forceinline__ void PlanUnit(const Step& step, const Unit& unit, int
       float ratio = 1;
       if (after == 0) {
         const float error = errors.Get() / unit.segments * step.queries[head].norm;
-        ratio = Exp2(-kCaution * kLog2e * error);
+        ratio = Exp2(-kGpuCaution * kLog2e * error);
       } else if (m.estimated > 0) {
         ratio = fminf((m.exact - m.fixed) / m.estimated, 1.0f);
       }

@@ -7,6 +7,7 @@
 #include "src/cuda/kernels.h"
 #include "src/cuda/lane_share.cuh"
 #include "src/cuda/launch.cuh"
+#include "src/cuda/scan_tile.cuh"
 #include "src/cuda/step.cuh"
 
 namespace tactic::cuda {
@@ -16,6 +17,7 @@ namespace {
 constexpr int kAhead = 2;
 
 struct ScanShared {
+  Unit unit;
   Filter filters[kMaxGroup];
   float sums[kMaxSlots / 8][kMaxGroup];  // of clusters that are skipped, by warp or segment
   int scratch[kBlockWarps];
@@ -23,29 +25,13 @@ struct ScanShared {
   int last;      // of EndsLast, which is still being read when PlanUnit begins
 };
 
-// Up to 16 members of one cluster, in 32 bits: the first's number in the span, how many, and the
-// cluster's number.
-struct ScanTile {
-  uint32_t word;
-
-  __device__ __forceinline__ static ScanTile Of(int cluster, int first, int count) {
-    return {static_cast<uint32_t>(cluster << 24 | (count - 1) << 20 | first)};
-  }
-  __device__ __forceinline__ int Cluster() const { return static_cast<int>(word >> 24); }
-  __device__ __forceinline__ int First() const { return static_cast<int>(word & 0xfffffu); }
-  __device__ __forceinline__ int Count() const { return static_cast<int>(word >> 20 & 15) + 1; }
-  // The number of key `key` of 16, or of the last there is.
-  __device__ __forceinline__ int Key(int key) const { return First() + min(key, Count() - 1); }
-};
-static_assert(kMaxSlots == 256);
-
 __device__ __forceinline__ float2 MassAndToken(uint32_t bounds) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bounds));
 }
 
-// Tiles that a span may have; even, so that what comes after them is aligned to 8 bytes.
+// For a span's tiles; even, so that what comes after them is aligned to 8 bytes.
 __host__ __device__ __forceinline__ int TileRoom(const Step& step) {
-  return (step.span_keys / kCodeBlock + kMaxSlots + 1) / 2 * 2;
+  return (TilesOfSpan(step) + 1) / 2 * 2;
 }
 
 // What products of bytes become levels with, for the heads of a lane.
@@ -56,8 +42,8 @@ struct LaneHeads {
   float half[kHeadTiles][2];    // v / 2 of an error, over the square of the key's scale, in levels
   float zero[kHeadTiles][2];    // level of the logit 0
 
-  __device__ __forceinline__ void Load(const Step& step, const Unit& unit_of, int bits) {
-    const int64_t heads = int64_t{unit_of.number} * step.group;
+  // `heads`: number of the unit's first.
+  __device__ __forceinline__ void Load(const Step& step, int64_t heads, int bits) {
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
@@ -67,7 +53,8 @@ struct LaneHeads {
         unit[n][h] = query.unit * kLog2e;
         offset[n][h] = -kLevelZero * query.unit * static_cast<float>(query.sum) * kLog2e;
         half[n][h] = CodeError(bits) * query.norm / 2 * kLog2e * kLevelsPerOctave;
-        zero[n][h] = (kBelowAnchor - AnchorOf(step, unit_of, head)) * kLevelsPerOctave;
+        const float anchor = __uint_as_float(__ldcg(step.anchors + heads + head));
+        zero[n][h] = (kBelowAnchor - anchor) * kLevelsPerOctave;
       }
     }
   }
@@ -86,31 +73,26 @@ struct LaneHeads {
 
 // Which of the span's clusters are kept: thread c decides on cluster c. Leaves the mass of the
 // others of every segment.
-template <int kHeadTiles>
+template <int kHeads>
 __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, bool there,
-                               ScanShared& shared) {
+                               const uint32_t (&bounds)[kHeads], ScanShared& shared) {
   const int thread = threadIdx.x;
   const int64_t cluster =
       int64_t{unit.number} * step.segments * step.slots + int64_t{span} * step.span_slots + thread;
-  const uint32_t* bounds = step.bounds + cluster * step.group;
   bool keep = false;
-  // Unrolled, so that all loads are under way at once; likewise in what follows.
-  constexpr int kHeads = kHeadTiles * kTileHeads;
-  float masses[kHeads];
 #pragma unroll
   for (int g = 0; g < kHeads; ++g) {
-    masses[g] = 0;
-    if (g >= step.group || !there) continue;
-    const float2 of = MassAndToken(__ldcg(bounds + g));
-    keep = keep || of.x > shared.filters[g].mass_above || of.y > shared.filters[g].token_above;
-    masses[g] = Exp2(of.x);
+    if (g >= step.group) break;
+    const float2 of = MassAndToken(bounds[g]);
+    keep |= of.x > shared.filters[g].mass_above || of.y > shared.filters[g].token_above;
   }
+  keep = keep && there;
   if (thread < step.span_slots) step.kept[cluster] = keep ? 1 : 0;
   const int width = min(32, step.slots);
 #pragma unroll
   for (int g = 0; g < kHeads; ++g) {
     if (g >= step.group) break;
-    float sum = keep ? 0.0f : masses[g];
+    float sum = there && !keep ? Exp2(MassAndToken(bounds[g]).x) : 0.0f;
     for (int k = width / 2; k > 0; k >>= 1) sum += __shfl_xor_sync(kAllLanes, sum, k);
     if (thread % width == 0) shared.sums[thread / width][g] = sum;
   }
@@ -134,35 +116,42 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
   __shared__ ScanShared shared;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
+  constexpr int kHeads = kFour ? 4 : kHeadTiles * kTileHeads;
   ScanTile* tiles = reinterpret_cast<ScanTile*>(bins + step.group * kBins);
   // [cluster][level_stride], of those that are kept.
   float* scores = reinterpret_cast<float*>(tiles + TileRoom(step));
-  for (int i = thread; i < step.group * kBins; i += kBlockThreads) bins[i] = 0;
+  auto* const bins_by_four = reinterpret_cast<uint4*>(bins);
+  for (int i = thread; i < step.group * kBins / 4; i += kBlockThreads) bins_by_four[i] = {};
   WaitForPrevious();
   LetNextBegin();
-  const Unit unit = ReadUnit(step, blockIdx.y);
-  if (IsDense(step, unit)) return;
-  const int64_t heads = int64_t{unit.number} * step.group;
+  const int64_t heads = int64_t{blockIdx.y} * step.group;
+  const bool dense = __ldcg(step.dense + blockIdx.y) != 0;
+  ReadUnit(step, blockIdx.y, &shared.unit);
   if (thread < step.group) shared.filters[thread] = step.filters[heads + thread];
   CodeQueryTile<kBits, kDim, kHeadTiles> q;
-  q.Load(step.rotated + int64_t{unit.number} * kHeadTiles * CodeQueryWords(kDim, kBits) * 32, lane);
+  q.Load(step.rotated + int64_t{blockIdx.y} * kHeadTiles * CodeQueryWords(kDim, kBits) * 32, lane);
   using Share = LaneShare<kHeadTiles, kFour>;
   LaneHeads<kHeadTiles, Share> of;
-  of.Load(step, unit, kBits);
+  of.Load(step, heads, kBits);
+  if (dense) return;
   __syncthreads();
+  const Unit& unit = shared.unit;
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
     const int clusters = unit.SpanClusters(span, step.slots, step.span_slots);
     const int64_t base = int64_t{unit.number} * step.spans + span;
     const bool there = thread < clusters;
-    constexpr int kHeads = kHeadTiles * kTileHeads;
-    const float* from = step.scores + (base * step.span_slots + thread) * step.group;
-    float of_cluster[kHeads];
-#pragma unroll
-    for (int g = 0; g < kHeads; ++g)
-      of_cluster[g] = there && g < step.group ? __ldcg(from + g) : 0.0f;
-    const Members members = there ? MembersOf(step, unit, span, thread) : Members{};
+    // All loads are under way before anybody waits for one.
+    float of_cluster[kHeads] = {};
+    uint32_t bounds[kHeads] = {};
+    Members members = {};
+    if (there) {
+      const int64_t from = (base * step.span_slots + thread) * step.group;
+      LoadHeads(step.bounds + from, step.group, bounds);
+      LoadHeads(step.scores + from, step.group, of_cluster);
+      members = MembersOf(step, unit, span, thread);
+    }
     const bool keep =
-        FilterClusters<kHeadTiles>(step, unit, span, members.begin < members.end, shared);
+        FilterClusters(step, unit, span, members.begin < members.end, bounds, shared);
     const int size = keep ? members.end - members.begin : 0;
     // Kept clusters and their tiles, counted at once.
     int all;
@@ -173,7 +162,10 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
       *to++ = ScanTile::Of(thread, members.begin + i, min(kTileRows, size - i));
     if (keep)
       step.kept_list[base * step.span_slots + (before >> 16)] = static_cast<uint8_t>(thread);
-    if (thread == 0) step.kept_counts[base] = all >> 16;
+    if (thread == 0) {
+      step.kept_counts[base] = all >> 16;
+      step.scan_counts[base] = count;
+    }
     if (keep) {
 #pragma unroll
       for (int g = 0; g < kHeads; ++g)
@@ -184,6 +176,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     const uint8_t* codes = unit.codes + keys / kCodeBlock * CodeBlockBytes(kDim, kBits);
     const uint8_t* scales = unit.key_scales + keys;
     uint16_t* levels = step.levels + base * step.span_keys * step.level_stride;
+    for (int i = thread; i < count; i += kBlockThreads)
+      step.scan_tiles[base * TilesOfSpan(step) + i] = tiles[i].word;
     for (int i = (thread >> 5) * kAhead; i < count; i += kBlockWarps * kAhead) {
       CodeTile<kBits, kDim> tile[kAhead];
       uint32_t scale[kAhead][Share::kKeys];  // bytes
@@ -230,8 +224,12 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     __syncthreads();
   }
   uint32_t* all = step.key_bins + heads * kBins;
-  for (int i = thread; i < step.group * kBins; i += kBlockThreads) {
-    if (bins[i] != 0) atomicAdd(all + i, bins[i]);
+  for (int i = thread; i < step.group * kBins / 4; i += kBlockThreads) {
+    const uint4 four = bins_by_four[i];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (Word(four, k) != 0) atomicAdd(all + 4 * i + k, Word(four, k));
+    }
   }
   if (EndsLast(step, unit, gridDim.x, &shared.last)) PlanUnit(step, unit, 0, shared.flags, bins);
 }

@@ -79,6 +79,37 @@ __device__ __forceinline__ Unit FindUnit(const Step& step, int number) {
 __device__ __forceinline__ Unit ReadUnit(const Step& step, int number) {
   return step.units[number];
 }
+// The same to shared memory, where registers are scarce. All threads; needs a barrier after it.
+__device__ __forceinline__ void ReadUnit(const Step& step, int number, Unit* to) {
+  constexpr int kWords = sizeof(Unit) / sizeof(uint32_t);
+  static_assert(sizeof(Unit) % sizeof(uint32_t) == 0 && kWords <= kBlockThreads);
+  const auto* from = reinterpret_cast<const uint32_t*>(step.units + number);
+  if (threadIdx.x < kWords)
+    reinterpret_cast<uint32_t*>(to)[threadIdx.x] = __ldcg(from + threadIdx.x);
+}
+
+// What a group's heads have at `from`, one after the other, and 0 for heads that it does not have.
+// Groups of a multiple of four in pieces of 16 bytes: lanes that read neighbours at a stride would
+// ask for every piece four times.
+template <class T, int kHeads>
+__device__ __forceinline__ void LoadHeads(const T* from, int group, T (&to)[kHeads]) {
+  static_assert(sizeof(T) == sizeof(uint32_t) && kHeads % 4 == 0);
+  if (group % 4 == 0) {
+#pragma unroll
+    for (int g = 0; g < kHeads; g += 4) {
+      uint4 four = {};
+      if (g < group) four = __ldcg(reinterpret_cast<const uint4*>(from + g));
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const uint32_t word = Word(four, k);
+        to[g + k] = *reinterpret_cast<const T*>(&word);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g) to[g] = g < group ? __ldcg(from + g) : T{};
+  }
+}
 
 // Whether the unit is read densely, by what the stages so far have decided.
 __device__ __forceinline__ bool IsDense(const Step& step, const Unit& unit) {
@@ -173,7 +204,8 @@ __device__ __forceinline__ int LevelOf(float x) {
 }
 // The logit in the middle of what a level, or a bin of levels, stands for.
 __device__ __forceinline__ float LogitOfLevel(int level) {
-  return (static_cast<float>(level) + 0.5f) / kLevelsPerOctave - kBelowAnchor;
+  return fmaf(static_cast<float>(level), 1.0f / kLevelsPerOctave,
+              0.5f / kLevelsPerOctave - kBelowAnchor);
 }
 __device__ __forceinline__ float LogitOfBin(int bin) {
   return (static_cast<float>(bin) + 0.5f) / kBinsPerOctave - kBelowAnchor;
@@ -230,10 +262,10 @@ __device__ __forceinline__ Members MembersOf(const Step& step, const Unit& unit,
   const int before = segment * step.segment_size;
   return {before + __ldg(start), before + __ldg(start + 1)};
 }
-// The place in the span of its member `key`, of cluster `cluster`; `members`: the span's.
-__device__ __forceinline__ int PlaceOf(const Step& step, const uint16_t* members, int cluster,
+// The place in the span of its member `key`, which is of segment `segment`; `members`: the span's.
+__device__ __forceinline__ int PlaceOf(const Step& step, const uint16_t* members, int segment,
                                        int key) {
-  return SegmentOf(step, cluster) * step.segment_size + __ldg(members + key);
+  return segment * step.segment_size + __ldg(members + key);
 }
 
 __device__ __forceinline__ int RowTiles(int rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -257,8 +289,10 @@ __device__ __forceinline__ T WarpSum(T x) {
 }
 // Of kCount values at once, a power of two: lane l gets the sum of value l % kCount. A halving of
 // the values with every exchange costs a third of kCount sums.
-template <class T, int kCount>
+// kLanes: over so many neighbours, each of them apart.
+template <int kLanes = 32, class T, int kCount>
 __device__ __forceinline__ T WarpSums(T (&x)[kCount]) {
+  static_assert(kCount <= kLanes);
   const int lane = threadIdx.x & 31;
 #pragma unroll
   for (int n = kCount / 2; n > 0; n >>= 1) {
@@ -270,7 +304,7 @@ __device__ __forceinline__ T WarpSums(T (&x)[kCount]) {
     }
   }
 #pragma unroll
-  for (int k = kCount; k < 32; k <<= 1) x[0] += __shfl_xor_sync(kAllLanes, x[0], k);
+  for (int k = kCount; k < kLanes; k <<= 1) x[0] += __shfl_xor_sync(kAllLanes, x[0], k);
   return x[0];
 }
 

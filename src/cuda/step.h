@@ -222,6 +222,8 @@ struct Step {
   uint8_t* kept;         // [segment * slots]
   uint8_t* kept_list;    // [segment * slots]: clusters of a span that are kept, one after the other
   int32_t* kept_counts;  // [span]: how many
+  uint32_t* scan_tiles;  // [span][TilesOfSpan()]: ScanTile, of the clusters that are kept
+  int32_t* scan_counts;  // [span]: how many
   uint32_t* key_bins;    // [group][kBins]: keys
   float* skipped;        // [segment][group]: mass of clusters that were skipped
   float* unread;         // [segment * slots][group]: mass of members that are not read

@@ -79,7 +79,7 @@ struct TilePlace {
   // Of row `i` of 16, or the last there is.
   __device__ __forceinline__ int Position(const Step& step, const Unit& unit, int i) const {
     const int first = span * step.span_keys;
-    return first + PlaceOf(step, unit.members + first, tile.Cluster(),
+    return first + PlaceOf(step, unit.members + first, SegmentOf(step, tile.Cluster()),
                            tile.First() + min(i, tile.Rows() - 1));
   }
   // Where row 0's logits are.

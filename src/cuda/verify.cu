@@ -9,25 +9,12 @@
 #include "src/cuda/heads.cuh"
 #include "src/cuda/kernels.h"
 #include "src/cuda/launch.cuh"
+#include "src/cuda/scan_tile.cuh"
 #include "src/cuda/step.cuh"
 #include "src/cuda/sum_heads.cuh"
 
 namespace tactic::cuda {
 namespace {
-
-struct VerifyShared {
-  alignas(16) int low[kMaxGroup];   // keys from here up are read after this round
-  alignas(16) int high[kMaxGroup];  // and from here up before
-  alignas(16) float half[kMaxGroup];
-  int flags[2];  // of PlanUnit
-  int last;      // of EndsLast, which is still being read when PlanUnit begins
-  int scratch[kBlockWarps];
-  // Of the span's kept clusters.
-  Members members[kMaxSlots];
-  uint8_t clusters[kMaxSlots];
-  int counts[kMaxSlots];  // of new rows, then where they go
-  float by_warp[kBlockWarps][kMaxGroup];
-};
 
 // What of a key says whether it is read: its levels for all heads of the group, in pairs, and its
 // scale.
@@ -38,12 +25,19 @@ struct KeyFacts {
 
   __device__ __forceinline__ void Load(const Step& step, const uint16_t* levels,
                                        const uint8_t* scales, uint32_t key) {
+    const uint16_t* from = levels + key * step.level_stride;
+    if (step.level_stride % 4 == 0) {
 #pragma unroll
-    for (int p = 0; p < kHeads / 2; ++p) {
-      pairs[p] =
-          2 * p < step.group
-              ? __ldcg(reinterpret_cast<const uint32_t*>(levels + key * step.level_stride) + p)
-              : 0;
+      for (int p = 0; p < kHeads / 2; p += 2) {
+        uint2 two = {};
+        if (2 * p < step.group) two = __ldcg(reinterpret_cast<const uint2*>(from + 2 * p));
+        pairs[p] = two.x;
+        pairs[p + 1] = two.y;
+      }
+    } else {
+#pragma unroll
+      for (int p = 0; p < kHeads / 2; ++p)
+        pairs[p] = 2 * p < step.group ? __ldcg(reinterpret_cast<const uint32_t*>(from) + p) : 0;
     }
     scale = __ldg(scales + key);
   }
@@ -52,80 +46,162 @@ struct KeyFacts {
   }
 };
 
-// Which of a cluster's members [begin, end) are new: bit l of word w is of its member 32 w + l.
-// `words` has room for those of cluster e of the list from place begin / 32 + e on. Returns how
-// many; kMasses: leaves the mass of what is not read. One warp. kHeads: the group, or more.
-// `next`: facts of its first members.
-template <int kHeads, bool kMasses>
-__device__ __forceinline__ int ChooseRows(const Step& step, const VerifyShared& shared,
-                                          uint32_t begin, uint32_t end, const uint16_t* levels,
-                                          const uint8_t* scales, KeyFacts<kHeads> next,
-                                          uint32_t* words, float* unread) {
-  const uint32_t lane = threadIdx.x & 31;
-  int count = 0;
-  float masses[kHeads] = {};
-  for (uint32_t first = begin; first < end; first += 32) {
-    const KeyFacts<kHeads> of = next;
-    if (first + 32 < end) next.Load(step, levels, scales, min(first + 32 + lane, end - 1));
-    bool read = false;
-    bool before = false;
-#pragma unroll
-    for (int g = 0; g < kHeads; ++g) {
-      read = read || of.Of(g) >= shared.low[g];
-      before = before || of.Of(g) >= shared.high[g];
-    }
-    const bool there = first + lane < end;
-    if constexpr (kMasses) {
-      const float scale = FromByteFloat(of.scale);
-#pragma unroll
-      for (int g = 0; g < kHeads; ++g) {
-        // Without v / 2, which corrects the mean of an exponential and not this sum.
-        const float mass =
-            Exp2(LogitOfLevel(of.Of(g)) - fminf(shared.half[g] * (scale * scale), kLargestHalf));
-        masses[g] += there && !read ? mass : 0.0f;
-      }
-    }
-    const unsigned all = __ballot_sync(kAllLanes, there && read && !before);
-    if (lane == 0) words[(first - begin) / 32] = all;
-    count += __popc(all);
+// A level for each head.
+struct Thresholds {
+  alignas(16) int of[kMaxGroup];
+  // Less one in pairs, as levels are; of 0, which everything reaches, `all` says so.
+  alignas(16) uint32_t below[kMaxGroup / 2];
+  int all;
+
+  // Thread g sets head g's, for all kMaxGroup of them; `all` is 0 before it.
+  __device__ __forceinline__ void Set(int g, int level) {
+    of[g] = level;
+    if (level == 0) all = 1;
+    reinterpret_cast<uint16_t*>(below)[g] = static_cast<uint16_t>(max(level, 1) - 1);
   }
-  if constexpr (kMasses) {
-    const float mass = WarpSums(masses);
-    if (lane < step.group) unread[lane] = mass;
+  // Whether any head's level is as high.
+  template <int kHeads>
+  __device__ __forceinline__ bool Reaches(const KeyFacts<kHeads>& facts) const {
+    uint32_t above = static_cast<uint32_t>(all);
+#pragma unroll
+    for (int p = 0; p < kHeads / 2; ++p) above |= __vmaxu2(facts.pairs[p], below[p]) ^ below[p];
+    return above != 0;
   }
-  return count;
+};
+
+struct VerifyShared {
+  Unit unit;
+  Thresholds low;   // keys from here up are read after this round
+  Thresholds high;  // and from here up before
+  alignas(16) float half[kMaxGroup];
+  int flags[2];  // of PlanUnit
+  int last;      // of EndsLast, which is still being read when PlanUnit begins
+  int scratch[kBlockWarps];
+  uint8_t touched[kMaxSlots];  // clusters of which this round reads something new
+  float by_warp[kBlockWarps][kMaxGroup];
+};
+
+// Of two neighbouring tiles, the one that this half of a warp looks at, and a member for each lane.
+struct HalfTile {
+  int number;  // in the span; the upper half's may be beyond the last, which it then looks at
+  ScanTile tile;
+  bool there;  // the lane has a member of its own
+
+  HalfTile() = default;
+  __device__ __forceinline__ HalfTile(const ScanTile* tiles, int count, int first) {
+    number = first + static_cast<int>(threadIdx.x >> 4 & 1);
+    tile = tiles[min(number, count - 1)];
+    there = number < count && Lane() < tile.Count();
+  }
+  static __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x & 15); }
+  __device__ __forceinline__ int Key() const { return tile.Key(Lane()); }
+};
+
+// Scanned tiles of a span, and what is found of them.
+struct SpanTiles {
+  ScanTile* tiles;
+  int count;
+  uint16_t* fresh;  // bit i of tile t's: its member i is new
+  float* masses;    // [tile][stride]: of members that are not read
+  int stride;
+  const uint16_t* levels;
+  const uint8_t* scales;
+};
+
+// Leaves the masses of what is not read of two tiles. One warp.
+template <int kHeads>
+__device__ __forceinline__ void LeaveMasses(const Step& step, const VerifyShared& shared,
+                                            const SpanTiles& span, const HalfTile& at,
+                                            const KeyFacts<kHeads>& of, bool read) {
+  const float scale = FromByteFloat(of.scale);
+  float masses[kHeads];
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    // Without v / 2, which corrects the mean of an exponential and not this sum.
+    const float mass =
+        Exp2(LogitOfLevel(of.Of(g)) - fminf(shared.half[g] * (scale * scale), kLargestHalf));
+    masses[g] = at.there && !read ? mass : 0.0f;
+  }
+  const float mass = WarpSums<16>(masses);
+  const int head = HalfTile::Lane();
+  if (head < step.group && at.number < span.count)
+    span.masses[at.number * span.stride + head] = mass;
 }
 
-// Chooses rows of all kept clusters of the span that is number `base` of all, a cluster to a warp.
-template <int kHeads>
-__device__ void ChooseAll(const Step& step, VerifyShared& shared, int kept, int64_t base,
-                          const uint16_t* levels, const uint8_t* scales, uint32_t* words) {
-  const int lane = threadIdx.x & 31;
-  int e = static_cast<int>(threadIdx.x >> 5);
-  if (e >= kept) return;
-  const auto first_of = [&](int cluster) {
-    const Members of = shared.members[cluster];
-    KeyFacts<kHeads> facts;
-    facts.Load(step, levels, scales, min(of.begin + lane, of.end - 1));
-    return facts;
-  };
-  KeyFacts<kHeads> next = first_of(e);
-  for (; e < kept; e += kBlockWarps) {
-    const KeyFacts<kHeads> facts = next;
-    if (e + kBlockWarps < kept) next = first_of(e + kBlockWarps);
-    const Members of = shared.members[e];
-    const auto choose = [&]<bool kMasses>() {
-      return ChooseRows<kHeads, kMasses>(
-          step, shared, of.begin, of.end, levels, scales, facts, words + of.begin / 32 + e,
-          step.unread + (base * step.span_slots + shared.clusters[e]) * step.group);
-    };
-    // A later round changes the masses of few clusters.
-    const bool masses = step.tail != 0;
-    int count = 0;
-    if (step.round > 0 || !masses) count = choose.template operator()<false>();
-    if (masses && (step.round == 0 || count > 0)) count = choose.template operator()<true>();
-    if (lane == 0) shared.counts[e] = count;
+// Which members are new, and, kMasses, the masses of what is not read. kHeads: the group, or more.
+template <int kHeads, bool kMasses>
+__device__ void ChooseRows(const Step& step, const VerifyShared& shared, const SpanTiles& span) {
+  constexpr int kAhead = kHeads <= 4 ? 4 : 2;  // whose facts are under way at once
+  constexpr int kApart = 2 * kBlockWarps;
+  for (int first = 2 * static_cast<int>(threadIdx.x >> 5); first < span.count;
+       first += kApart * kAhead) {
+    HalfTile at[kAhead];
+    KeyFacts<kHeads> facts[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      at[a] = HalfTile(span.tiles, span.count, first + kApart * a);
+      facts[a].Load(step, span.levels, span.scales, at[a].Key());
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      if (first + kApart * a >= span.count) break;
+      const bool read = shared.low.Reaches(facts[a]);
+      const bool before = shared.high.Reaches(facts[a]);
+      const unsigned fresh = __ballot_sync(kAllLanes, at[a].there && read && !before);
+      if (HalfTile::Lane() == 0 && at[a].number < span.count)
+        span.fresh[at[a].number] = static_cast<uint16_t>(fresh >> (threadIdx.x & 16));
+      if constexpr (kMasses) LeaveMasses(step, shared, span, at[a], facts[a], read);
+    }
   }
+}
+
+// The masses of tiles of clusters that were touched.
+template <int kHeads>
+__device__ void RenewMasses(const Step& step, const VerifyShared& shared, const SpanTiles& span) {
+  for (int first = 2 * static_cast<int>(threadIdx.x >> 5); first < span.count;
+       first += 2 * kBlockWarps) {
+    const HalfTile at(span.tiles, span.count, first);
+    if (!__any_sync(kAllLanes, shared.touched[at.tile.Cluster()] != 0)) continue;
+    KeyFacts<kHeads> facts;
+    facts.Load(step, span.levels, span.scales, at.Key());
+    LeaveMasses(step, shared, span, at, facts, shared.low.Reaches(facts));
+  }
+}
+
+// Adds up masses of tiles by cluster, all or those that were touched. `base`: number of the span
+// among all.
+__device__ __forceinline__ void AddUpMasses(const Step& step, const VerifyShared& shared,
+                                            const SpanTiles& span, int64_t base, bool all) {
+  float* unread = step.unread + base * step.span_slots * step.group;
+  for (int i = threadIdx.x; i < span.count * step.group; i += kBlockThreads) {
+    const int tile = i / step.group;
+    const int head = i - tile * step.group;
+    const int cluster = span.tiles[tile].Cluster();
+    if (tile > 0 && span.tiles[tile - 1].Cluster() == cluster) continue;
+    if (!all && shared.touched[cluster] == 0) continue;
+    float sum = 0;
+    for (int t = tile; t < span.count && span.tiles[t].Cluster() == cluster; ++t)
+      sum += span.masses[t * span.stride + head];
+    unread[cluster * step.group + head] = sum;
+  }
+}
+
+// Lists the fresh members of the span's tiles by number; returns how many. All threads.
+__device__ __forceinline__ int ListFresh(const SpanTiles& span, VerifyShared& shared,
+                                         uint32_t* chosen) {
+  int all = 0;
+  for (int t0 = 0; t0 < span.count; t0 += kBlockThreads) {
+    const int tile = t0 + static_cast<int>(threadIdx.x);
+    unsigned fresh = tile < span.count ? span.fresh[tile] : 0;
+    int sum;
+    uint32_t* to = chosen + all + BlockScan(__popc(fresh), shared.scratch, &sum);
+    all += sum;
+    if (fresh == 0) continue;
+    shared.touched[span.tiles[tile].Cluster()] = 1;
+    for (; fresh != 0; fresh &= fresh - 1)
+      *to++ = static_cast<uint32_t>(span.tiles[tile].First() + __ffs(fresh) - 1);
+  }
+  return all;
 }
 
 // Rows that a block chose, each the number of the member << 16 | its place in the span.
@@ -188,84 +264,101 @@ __device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
         const float logit = Capped(s[n][k] * step.key_unit, step.softcap);
         to[i * step.group + head] = logit;
         const int level = static_cast<int>(of_heads[k >> 1][n] >> (k & 1) * 16 & 0xffffu);
-        if (level >= shared.low[head] && level < shared.high[head])
+        if (level >= shared.low.of[head] && level < shared.high.of[head])
           mass[n][k & 1] += Exp2(logit - anchors.of[n][k & 1]);
       }
     }
   }
 }
 
+// Masses of a tile of heads that a group has, in shared memory.
+__host__ __device__ __forceinline__ int MassStride(const Step& step) {
+  return step.tail != 0 ? step.group : 0;
+}
+
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
     VerifyKernel(const __grid_constant__ Step step) {
-  // chosen: number of the member << 16 | place in the span; then words of ChooseRows.
+  // chosen: number of the member << 16 | place in the span; then what SpanTiles has.
   extern __shared__ uint32_t chosen[];
   __shared__ VerifyShared shared;
   __shared__ uint4 query[QueryTile<kDim, kHeadTiles>::kPieces * 32];
-  uint32_t* words = chosen + step.span_keys;
   const int thread = threadIdx.x;
   const int lane = thread & 31;
-  const int warp = thread >> 5;
-  const Unit unit = ReadUnit(step, blockIdx.y);
+  ReadUnit(step, blockIdx.y, &shared.unit);
+  const int64_t heads = int64_t{blockIdx.y} * step.group;
+  // Of heads that the group does not have, no key is read.
+  const bool there = thread < step.group;
+  if (thread == 0) shared.low.all = shared.high.all = 0;
+  if (thread < kMaxGroup)
+    shared.half[thread] =
+        there ? CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e : 0.0f;
+  __syncthreads();
+  const Unit& unit = shared.unit;
   if (thread < 32) {
     QueryTile<kDim, kHeadTiles> q;
     LoadQuery<Row::kIsBF16>(step, unit, q);
     q.Write(query, lane);
   }
+  const LaneAnchors<kHeadTiles> anchors(step, unit);
   WaitForPrevious();
   LetNextBegin();
-  if (IsDense(step, unit) || __ldcg(step.reading + unit.number) == 0) return;
-  const int64_t heads = int64_t{unit.number} * step.group;
-  // Of heads that the group does not have, no key is read.
+  const bool reading = !IsDense(step, unit) && __ldcg(step.reading + unit.number) != 0;
   if (thread < kMaxGroup) {
-    const bool there = thread < step.group;
-    shared.low[thread] = there ? __ldcg(&step.masses[heads + thread].low) : kNoKey;
-    shared.high[thread] = there ? __ldcg(&step.masses[heads + thread].high) : kNoKey;
-    shared.half[thread] =
-        there ? CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e : 0.0f;
+    shared.low.Set(thread, there ? __ldcg(&step.masses[heads + thread].low) : kNoKey);
+    shared.high.Set(thread, there ? __ldcg(&step.masses[heads + thread].high) : kNoKey);
   }
-  const LaneAnchors<kHeadTiles> anchors(step, unit);
-  for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
-    const int64_t base = int64_t{unit.number} * step.spans + span;
+  if (!reading) return;
+  const int tile_room = TilesOfSpan(step);
+  for (int number = blockIdx.x; number < unit.spans; number += gridDim.x) {
+    const int64_t base = int64_t{unit.number} * step.spans + number;
     const int64_t rows = base * step.span_keys;
-    const uint16_t* members = unit.members + int64_t{span} * step.span_keys;
-    const uint8_t* scales = unit.key_scales + int64_t{span} * step.span_keys;
-    const uint16_t* levels = step.levels + rows * step.level_stride;
-    const int first = span * step.span_keys;
+    const int first = number * step.span_keys;
+    SpanTiles span;
+    span.tiles = reinterpret_cast<ScanTile*>(chosen + step.span_keys);
+    span.count = __ldcg(step.scan_counts + base);
+    span.stride = MassStride(step);
+    span.masses = reinterpret_cast<float*>(span.tiles + tile_room);
+    span.fresh = reinterpret_cast<uint16_t*>(span.masses + tile_room * span.stride);
+    span.levels = step.levels + rows * step.level_stride;
+    span.scales = unit.key_scales + first;
     const int before = step.round > 0 ? __ldcg(step.counts + base) : 0;
-    const int kept = __ldcg(step.kept_counts + base);
-    if (thread < kept) {
-      const int cluster = __ldcg(step.kept_list + base * step.span_slots + thread);
-      shared.clusters[thread] = static_cast<uint8_t>(cluster);
-      shared.members[thread] = MembersOf(step, unit, span, cluster);
+    // Most spans have no more than that, which need not wait for their number.
+    const uint32_t* tiles = step.scan_tiles + base * tile_room;
+    for (int i = thread; i == thread || i < span.count; i += kBlockThreads) {
+      if (i < tile_room) span.tiles[i].word = __ldcg(tiles + i);
     }
+    if (thread < kMaxSlots) shared.touched[thread] = 0;
     __syncthreads();
-    if (kHeadTiles == 1 && step.group <= 4)
-      ChooseAll<4>(step, shared, kept, base, levels, scales, words);
-    else
-      ChooseAll<kHeadTiles * kTileHeads>(step, shared, kept, base, levels, scales, words);
+    const auto by_heads = [&](const auto& f) {
+      if (kHeadTiles == 1 && step.group <= 4)
+        f.template operator()<4>();
+      else
+        f.template operator()<kHeadTiles * kTileHeads>();
+    };
+    const bool masses = step.tail != 0;
+    const bool all_masses = masses && step.round == 0;
+    by_heads([&]<int kHeads>() {
+      if (all_masses)
+        ChooseRows<kHeads, true>(step, shared, span);
+      else
+        ChooseRows<kHeads, false>(step, shared, span);
+    });
     __syncthreads();
-    int fresh;
-    const int place = BlockScan(thread < kept ? shared.counts[thread] : 0, shared.scratch, &fresh);
-    if (thread < kept) shared.counts[thread] = place;
+    const int fresh = ListFresh(span, shared, chosen);
     __syncthreads();
-    for (int e = warp; e < kept; e += kBlockWarps) {
-      const int cluster = shared.clusters[e];
-      const int begin = shared.members[e].begin;
-      const int end = shared.members[e].end;
-      int to = shared.counts[e];
-      for (int key = begin; key < end; key += 32) {
-        const uint32_t word = words[begin / 32 + e + (key - begin) / 32];
-        if ((word >> lane & 1) != 0) {
-          const int i = to + __popc(word & ((1u << lane) - 1));
-          const int place_in_span = PlaceOf(step, members, cluster, key + lane);
-          chosen[i] = static_cast<uint32_t>(key + lane) << 16 | place_in_span;
-          step.rows[rows + before + i] = ListedRow(before + i, place_in_span);
-          step.tags[rows + before + i] = static_cast<uint16_t>(key + lane);
-        }
-        to += __popc(word);
-      }
+    if (masses && !all_masses && fresh > 0) {
+      by_heads([&]<int kHeads>() { RenewMasses<kHeads>(step, shared, span); });
+      __syncthreads();
     }
+    for (int i = thread; i < fresh; i += kBlockThreads) {
+      const auto key = static_cast<int>(chosen[i]);
+      const int place = PlaceOf(step, unit.members + first, key / step.segment_size, key);
+      chosen[i] = static_cast<uint32_t>(key << 16 | place);
+      step.rows[rows + before + i] = ListedRow(before + i, place);
+      step.tags[rows + before + i] = static_cast<uint16_t>(key);
+    }
+    if (masses && (all_masses || fresh > 0)) AddUpMasses(step, shared, span, base, all_masses);
     float mass[kHeadTiles][2] = {};
     // Rows that another head had read may lie in a head's new range.
     for (int i = thread / 4; i < before; i += kBlockThreads / 4) {
@@ -276,14 +369,14 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
         for (int h = 0; h < 2; ++h) {
           const int head = LaneHead(n, h);
           if (head >= step.group) continue;
-          const int level = levels[key * step.level_stride + head];
-          if (level < shared.low[head] || level >= shared.high[head]) continue;
+          const int level = span.levels[key * step.level_stride + head];
+          if (level < shared.low.of[head] || level >= shared.high.of[head]) continue;
           mass[n][h] += Exp2(step.logits[(rows + i) * step.group + head] - anchors.of[n][h]);
         }
       }
     }
     __syncthreads();
-    ScoreRows<Row, kDim>(step, unit, shared, query, {chosen, fresh}, first, levels,
+    ScoreRows<Row, kDim>(step, unit, shared, query, {chosen, fresh}, first, span.levels,
                          step.logits + (rows + before) * step.group, anchors, mass);
     SumHeads(mass, step.group, shared.by_warp, step.exact + base * step.group);
     if (thread == 0) step.counts[base] = before + fresh;
@@ -297,7 +390,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
 Status LaunchVerify(const Step& step, Element type, int round, Stream stream) {
   Step of_round = step;
   of_round.round = round;
-  const size_t words = step.span_keys + step.span_keys / 32 + kMaxSlots + 1;
+  const size_t tiles = TilesOfSpan(step);
+  const size_t words = step.span_keys + tiles * (1 + MassStride(step)) + (tiles + 1) / 2;
   // At its end the block wants room to plan in.
   const size_t shared =
       std::max(words, size_t(PlanningWarps(step.group)) * kBins) * sizeof(uint32_t);

@@ -233,7 +233,7 @@ class TacticJudge {
       double exact = fixed_[g];
       for (int round = 0; round <= o.rounds; ++round) {
         if (exact >= p * (exact + unread(estimated)) || low == 0) break;
-        double ratio = round == 0 ? std::exp(-kCaution * MeanError(g)) : 1;
+        double ratio = round == 0 ? std::exp(-kGpuCaution * MeanError(g)) : 1;
         if (estimated > 0) ratio = std::min((exact - fixed_[g]) / estimated, 1.0);
         ratio = std::max<double>(ratio, kLeastRatio);
         const double need = estimated + (p * (exact + unread(estimated)) - exact) /
