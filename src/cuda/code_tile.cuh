@@ -65,17 +65,20 @@ struct CodeTile {
 
   // Any keys, for this lane's r and r + 8.
   __device__ __forceinline__ void Load(const uint8_t* codes, int low, int high, int lane) {
-    const uint32_t at[2] = {OffsetOf(low), OffsetOf(high)};
+    const int t = lane & 3;
+    // What is added to these is known to the compiler, but for signs.
+    const uint8_t* at[2] = {codes + (OffsetOf(low) + t * kCodeRow),
+                            codes + (OffsetOf(high) + t * kCodeRow)};
 #pragma unroll
     for (int m = 0; m < kWords; ++m) {
-      const int row = (lane & 3) + 4 * m;
+      const int row = t + 4 * m;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const bool read = kRows % 4 == 0 || row < kRows;
-        levels[i][m] = read ? Load4(codes + (at[i] + row * kCodeRow)) : 0;
+        levels[i][m] = read ? Load4(at[i] + 4 * m * kCodeRow) : 0;
         if constexpr (kSigns) {
           // A row of signs serves two of magnitudes: the second has the upper half of each byte.
-          const uint32_t both = read ? Load4(codes + (at[i] + (kRows + row / 2) * kCodeRow)) : 0;
+          const uint32_t both = read ? Load4(at[i] + (kRows + row / 2 - t) * kCodeRow) : 0;
           signs[i][m] = both >> row % 2 * 4;
         }
       }

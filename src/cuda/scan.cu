@@ -19,6 +19,7 @@ constexpr int kAhead = 2;
 struct ScanShared {
   Unit unit;
   Filter filters[kMaxGroup];
+  float zeros[kMaxGroup];                // level of the logit 0
   float sums[kMaxSlots / 8][kMaxGroup];  // of clusters that are skipped, by warp or segment
   int scratch[kBlockWarps];
   int flags[2];  // of PlanUnit
@@ -34,42 +35,45 @@ __host__ __device__ __forceinline__ int TileRoom(const Step& step) {
   return (TilesOfSpan(step) + 1) / 2 * 2;
 }
 
+constexpr float kMostHalf = kLargestHalf * kLevelsPerOctave;
+
 // What products of bytes become levels with, for the heads of a lane.
 template <int kHeadTiles, class Share>
 struct LaneHeads {
-  float unit[kHeadTiles][2];    // of a product, in octaves
+  float unit[kHeadTiles][2];    // of a product, in levels
   float offset[kHeadTiles][2];  // that all products have
-  float half[kHeadTiles][2];    // v / 2 of an error, over the square of the key's scale, in levels
-  float zero[kHeadTiles][2];    // level of the logit 0
+  float half[kHeadTiles][2];    // v / 2 of an error, over the square of the key's scale
 
   // `heads`: number of the unit's first.
   __device__ __forceinline__ void Load(const Step& step, int64_t heads, int bits) {
+    constexpr float kLevelsPerNat = kLog2e * kLevelsPerOctave;
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int head = min(Share::Head(n, h), step.group - 1);
-        const ScanQuery query = step.queries[heads + head];
-        unit[n][h] = query.unit * kLog2e;
-        offset[n][h] = -kLevelZero * query.unit * static_cast<float>(query.sum) * kLog2e;
-        half[n][h] = CodeError(bits) * query.norm / 2 * kLog2e * kLevelsPerOctave;
-        const float anchor = __uint_as_float(__ldcg(step.anchors + heads + head));
-        zero[n][h] = (kBelowAnchor - anchor) * kLevelsPerOctave;
+        const ScanQuery query = step.queries[heads + min(Share::Head(n, h), step.group - 1)];
+        unit[n][h] = query.unit * kLevelsPerNat;
+        offset[n][h] = -kLevelZero * query.unit * static_cast<float>(query.sum) * kLevelsPerNat;
+        half[n][h] = CodeError(bits) * query.norm / 2 * kLevelsPerNat;
       }
     }
   }
 
-  // Of a key with that scale, from the product of its code and the logit of its centroid.
-  __device__ __forceinline__ uint32_t Level(int n, int h, int dot, float scale, float score,
-                                            float softcap) const {
-    float x = fmaf(scale, fmaf(static_cast<float>(dot), unit[n][h], offset[n][h]), score);
-    if (softcap > 0) x = Capped(x, softcap);
-    const float more = fminf(half[n][h] * (scale * scale), kLargestHalf * kLevelsPerOctave);
+  // Of a key with that scale, from the product of its code and what its cluster has (ClusterLevel).
+  __device__ __forceinline__ uint32_t Level(int n, int h, int dot, float scale, float of_cluster,
+                                            float softcap, const float* zeros) const {
+    float x = fmaf(scale, fmaf(static_cast<float>(dot), unit[n][h], offset[n][h]), of_cluster);
+    if (softcap > 0) x = Capped(x, softcap * kLevelsPerOctave) + zeros[Share::Head(n, h)];
     // Negative numbers and NaN become 0.
-    const uint32_t level = __float2uint_rz(fmaf(x, kLevelsPerOctave, zero[n][h] + more));
+    const uint32_t level = __float2uint_rz(x + fminf(half[n][h] * (scale * scale), kMostHalf));
     return min(level, static_cast<uint32_t>(kLastLevel));
   }
 };
+
+// A centroid's logit in levels: from the lowest level on, unless it is to be capped with a key's.
+__device__ __forceinline__ float ClusterLevel(float score, float softcap, float zero) {
+  return fmaf(score, static_cast<float>(kLevelsPerOctave), softcap > 0 ? 0.0f : zero);
+}
 
 // Which of the span's clusters are kept: thread c decides on cluster c. Leaves the mass of the
 // others of every segment.
@@ -118,8 +122,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
   const int lane = thread & 31;
   constexpr int kHeads = kFour ? 4 : kHeadTiles * kTileHeads;
   ScanTile* tiles = reinterpret_cast<ScanTile*>(bins + step.group * kBins);
-  // [cluster][level_stride], of those that are kept.
-  float* scores = reinterpret_cast<float*>(tiles + TileRoom(step));
+  // [cluster][level_stride]: ClusterLevel, of those that are kept.
+  float* of_clusters = reinterpret_cast<float*>(tiles + TileRoom(step));
   auto* const bins_by_four = reinterpret_cast<uint4*>(bins);
   for (int i = thread; i < step.group * kBins / 4; i += kBlockThreads) bins_by_four[i] = {};
   WaitForPrevious();
@@ -127,7 +131,11 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
   const int64_t heads = int64_t{blockIdx.y} * step.group;
   const bool dense = __ldcg(step.dense + blockIdx.y) != 0;
   ReadUnit(step, blockIdx.y, &shared.unit);
-  if (thread < step.group) shared.filters[thread] = step.filters[heads + thread];
+  if (thread < step.group) {
+    const float anchor = __uint_as_float(__ldcg(step.anchors + heads + thread));
+    shared.filters[thread] = step.filters[heads + thread];
+    shared.zeros[thread] = (kBelowAnchor - anchor) * kLevelsPerOctave;
+  }
   CodeQueryTile<kBits, kDim, kHeadTiles> q;
   q.Load(step.rotated + int64_t{blockIdx.y} * kHeadTiles * CodeQueryWords(kDim, kBits) * 32, lane);
   using Share = LaneShare<kHeadTiles, kFour>;
@@ -141,13 +149,13 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     const int64_t base = int64_t{unit.number} * step.spans + span;
     const bool there = thread < clusters;
     // All loads are under way before anybody waits for one.
-    float of_cluster[kHeads] = {};
+    float scores[kHeads] = {};
     uint32_t bounds[kHeads] = {};
     Members members = {};
     if (there) {
       const int64_t from = (base * step.span_slots + thread) * step.group;
       LoadHeads(step.bounds + from, step.group, bounds);
-      LoadHeads(step.scores + from, step.group, of_cluster);
+      LoadHeads(step.scores + from, step.group, scores);
       members = MembersOf(step, unit, span, thread);
     }
     const bool keep =
@@ -168,14 +176,18 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     }
     if (keep) {
 #pragma unroll
-      for (int g = 0; g < kHeads; ++g)
-        if (g < step.level_stride) scores[thread * step.level_stride + g] = of_cluster[g];
+      for (int g = 0; g < kHeads; ++g) {
+        if (g >= step.level_stride) break;
+        of_clusters[thread * step.level_stride + g] =
+            ClusterLevel(scores[g], step.softcap, shared.zeros[min(g, step.group - 1)]);
+      }
     }
     __syncthreads();
     const int64_t keys = int64_t{span} * step.span_keys;
     const uint8_t* codes = unit.codes + keys / kCodeBlock * CodeBlockBytes(kDim, kBits);
     const uint8_t* scales = unit.key_scales + keys;
     uint16_t* levels = step.levels + base * step.span_keys * step.level_stride;
+    const auto stride = static_cast<uint32_t>(step.level_stride);
     for (int i = thread; i < count; i += kBlockThreads)
       step.scan_tiles[base * TilesOfSpan(step) + i] = tiles[i].word;
     for (int i = (thread >> 5) * kAhead; i < count; i += kBlockWarps * kAhead) {
@@ -193,7 +205,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
       for (int a = 0; a < kAhead; ++a) {
         if (i + a >= count) break;
         const ScanTile entry = tiles[i + a];
-        const float* score = scores + entry.Cluster() * step.level_stride;
+        const float* of_cluster = of_clusters + entry.Cluster() * step.level_stride;
         int dots[kHeadTiles][4];
         q.Score(tile[a], dots);
         Share::Deal(dots);
@@ -201,22 +213,22 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
         for (int k = 0; k < Share::kKeys; ++k) {
           if (Share::Key(k) >= entry.Count()) continue;
           const float s = FromByteFloat(scale[a][k]);
-          const int key = entry.First() + Share::Key(k);
+          const auto key = static_cast<uint32_t>(entry.First() + Share::Key(k));
 #pragma unroll
           for (int n = 0; n < kHeadTiles; ++n) {
             const int head = Share::Head(n, 0);
             if (head >= step.group) continue;
-            const float2 both = *reinterpret_cast<const float2*>(score + head);
-            const uint32_t level[2] = {of.Level(n, 0, dots[n][2 * k], s, both.x, step.softcap),
-                                       of.Level(n, 1, dots[n][2 * k + 1], s, both.y, step.softcap)};
             // Of an odd group the last pair has room for one more.
-            *reinterpret_cast<uint32_t*>(levels + (key * step.level_stride + head)) =
-                level[1] << 16 | level[0];
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              if (head + h < step.group)
-                atomicAdd(bins + ((head + h) * kBins + level[h] / kLevelsPerBin), 1u);
-            }
+            const float2 both = *reinterpret_cast<const float2*>(of_cluster + head);
+            const uint32_t first = of.Level(n, 0, dots[n][2 * k], s, both.x, step.softcap,
+                                            shared.zeros);
+            const uint32_t second = of.Level(n, 1, dots[n][2 * k + 1], s, both.y, step.softcap,
+                                             shared.zeros);
+            uint16_t* to_levels = levels + head + uint64_t{key} * stride;
+            *reinterpret_cast<uint32_t*>(to_levels) = second << 16 | first;
+            uint32_t* to_bins = bins + head * kBins;
+            atomicAdd(to_bins + first / kLevelsPerBin, 1u);
+            if (head + 1 < step.group) atomicAdd(to_bins + kBins + second / kLevelsPerBin, 1u);
           }
         }
       }
