@@ -13,8 +13,8 @@ inline constexpr float kLargestShortfall = 0.1f;
 // 0.71, 0.61 for e about 0.25, 0.45, 0.55, 0.65 logits). The first choice expects exp(-kCaution
 // e^2), which leaves one selection of ten to be extended; with a caution of 1 it is half of them.
 inline constexpr float kCaution = 1.5f;
-// On a GPU, where to extend a selection takes a launch that looks at every level once more, not some
-// rows of bins that are at hand: more rows at first are faster than more selections to extend.
+// On a GPU, where to extend a selection takes a launch that looks at every level once more, not
+// some rows of bins that are at hand: more rows at first are faster than more selections to extend.
 inline constexpr float kGpuCaution = 2;
 // Nothing is taken to keep less.
 inline constexpr float kLeastRatio = 0.2f;

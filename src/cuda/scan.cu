@@ -158,8 +158,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
       LoadHeads(step.scores + from, step.group, scores);
       members = MembersOf(step, unit, span, thread);
     }
-    const bool keep =
-        FilterClusters(step, unit, span, members.begin < members.end, bounds, shared);
+    const bool keep = FilterClusters(step, unit, span, members.begin < members.end, bounds, shared);
     const int size = keep ? members.end - members.begin : 0;
     // Kept clusters and their tiles, counted at once.
     int all;
@@ -220,10 +219,10 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
             if (head >= step.group) continue;
             // Of an odd group the last pair has room for one more.
             const float2 both = *reinterpret_cast<const float2*>(of_cluster + head);
-            const uint32_t first = of.Level(n, 0, dots[n][2 * k], s, both.x, step.softcap,
-                                            shared.zeros);
-            const uint32_t second = of.Level(n, 1, dots[n][2 * k + 1], s, both.y, step.softcap,
-                                             shared.zeros);
+            const uint32_t first =
+                of.Level(n, 0, dots[n][2 * k], s, both.x, step.softcap, shared.zeros);
+            const uint32_t second =
+                of.Level(n, 1, dots[n][2 * k + 1], s, both.y, step.softcap, shared.zeros);
             uint16_t* to_levels = levels + head + uint64_t{key} * stride;
             *reinterpret_cast<uint32_t*>(to_levels) = second << 16 | first;
             uint32_t* to_bins = bins + head * kBins;
