@@ -174,11 +174,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
         if (end > after) {
           const SpanLists fresh =
               list_next([&](int j) { return __ldcg(step.fresh_counts + counts + j); });
-          if (thread < 32) {
-            QueryTile<kDim, kHeadTiles> q;
-            LoadQuery<Row::kIsBF16>(step, unit, q);
-            q.Write(query, lane);
-          }
+          ShareQuery<Row::kIsBF16, kDim, kHeadTiles>(step, unit, query);
           __syncthreads();
           AttendFresh<Row>(step, unit, fresh, query, (max(begin, after) - after) / kFreshTile,
                            (end - after) / kFreshTile, state, own);

@@ -55,19 +55,13 @@ __device__ void AttendScored(const Step& step, const Unit& unit, const SpanLists
     LoadValues(step, offset, values);
     const float* logits = now.Logits(step, unit);
     float s[kHeadTiles][4];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool there = r + 8 * i < now.Rows(unit);
-#pragma unroll
-      for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int head = LaneHead(n, h);
-          s[n][2 * i + h] =
-              there && head < step.group ? __ldcg(logits + (r + 8 * i) * step.group + head) : kNone;
-        }
-      }
-    }
+    LoadLogits(
+        step.group,
+        [&](int i) {
+          const int row = r + 8 * i;
+          return row < now.Rows(unit) ? logits + row * step.group : nullptr;
+        },
+        s);
     now = next;
     next = find(now.place.span, tile + 2 * kBlockWarps);
     offset = now.Offset(step, unit, lane & 15);

@@ -79,19 +79,13 @@ __device__ void AttendRows(const Step& step, const Unit& unit, const SpanLists& 
   for (; tile < end; tile += kBlockWarps) {
     LoadValues(step, now.offset, values);
     float s[kHeadTiles][4];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool there = tile * kTileRows + r + i * 8 < list.total;
-      const float* logits = now.LogitsOf(r + i * 8);
-#pragma unroll
-      for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int head = LaneHead(n, h);
-          s[n][2 * i + h] = there && head < step.group ? __ldcg(logits + head) : kNone;
-        }
-      }
-    }
+    LoadLogits(
+        step.group,
+        [&](int i) {
+          const float* logits = now.LogitsOf(r + 8 * i);
+          return tile * kTileRows + r + 8 * i < list.total ? logits : nullptr;
+        },
+        s);
     now = RowPlace::Of(step, unit, next);
     next = find(tile + 2 * kBlockWarps);
     state.Add(s, values);

@@ -177,6 +177,34 @@ __device__ __forceinline__ void LoadQuery(const Step& step, const Unit& unit,
   });
 }
 
+// The same for all warps, to shared memory as QueryTile::Read finds it. All threads; needs a
+// barrier after it.
+template <bool kBF16, int kDim, int kHeadTiles>
+__device__ __forceinline__ void ShareQuery(const Step& step, const Unit& unit, uint4* to) {
+  if (threadIdx.x >= 32) return;
+  QueryTile<kDim, kHeadTiles> q;
+  LoadQuery<kBF16>(step, unit, q);
+  q.Write(to, static_cast<int>(threadIdx.x));
+}
+
+// Logits of rows r and r + 8 of a tile for the heads of a lane. of(i): where those of row r + 8 i
+// are; null: there is no such row.
+template <int kHeadTiles, class Of>
+__device__ __forceinline__ void LoadLogits(int group, const Of& of, float (&s)[kHeadTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float* logits = of(i);
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int head = LaneHead(n, h);
+        s[n][2 * i + h] = logits != nullptr && head < group ? __ldcg(logits + head) : kNone;
+      }
+    }
+  }
+}
+
 template <class Row>
 __device__ __forceinline__ const uint8_t* KeyRow(const Step& step, const Unit& unit, int position) {
   return static_cast<const uint8_t*>(step.cache.keys) +

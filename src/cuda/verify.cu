@@ -284,7 +284,6 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
   __shared__ VerifyShared shared;
   __shared__ uint4 query[QueryTile<kDim, kHeadTiles>::kPieces * 32];
   const int thread = threadIdx.x;
-  const int lane = thread & 31;
   ReadUnit(step, blockIdx.y, &shared.unit);
   const int64_t heads = int64_t{blockIdx.y} * step.group;
   // Of heads that the group does not have, no key is read.
@@ -295,11 +294,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
         there ? CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e : 0.0f;
   __syncthreads();
   const Unit& unit = shared.unit;
-  if (thread < 32) {
-    QueryTile<kDim, kHeadTiles> q;
-    LoadQuery<Row::kIsBF16>(step, unit, q);
-    q.Write(query, lane);
-  }
+  ShareQuery<Row::kIsBF16, kDim, kHeadTiles>(step, unit, query);
   const LaneAnchors<kHeadTiles> anchors(step, unit);
   WaitForPrevious();
   LetNextBegin();
