@@ -13,7 +13,7 @@ namespace tactic::cuda {
 // pages of 16 (bench/results/cuda_h200.json): groups of 3 with 3, 24 and 96 narrow units, groups of
 // 4 with 8, 64 and 256, at lengths from 7K to 1M, between which times are taken to grow evenly;
 // rows of 128 elements in 3 and 24 units from narrow ones, by half. Rounded to the side of reading
-// everything, by which a short sequence loses little.
+// everything, by which a short sequence loses little; beyond 1M it is a guess.
 //
 // What a selection costs hardly depends on the length, while reading everything takes as long as
 // the memory needs: on other devices the lengths grow with `bandwidth`, bytes per second by the
@@ -26,15 +26,15 @@ inline int64_t DenseBelow(Mode mode, int head_dim, int units, double bandwidth) 
     int narrow_paper, narrow_tactic;  // up to 64
   };
   constexpr Row kRows[] = {
-      {4, 122880, 368640, 245760, 737280}, {12, 49152, 98304, 114688, 344064},
-      {32, 18432, 57344, 36864, 110592},   {128, 10240, 17408, 18432, 49152},
-      {1 << 30, 7168, 7168, 10240, 19456},
+      {4, 122880, 589824, 245760, 1179648}, {12, 49152, 86016, 114688, 344064},
+      {32, 18432, 45056, 36864, 90112},     {128, 10240, 14336, 18432, 43008},
+      {1 << 30, 7168, 7168, 10240, 17408},
   };
   const Row* row = kRows;
   while (units > row->most_units) ++row;
   const int here = head_dim <= 64 ? (mode == Mode::kPaper ? row->narrow_paper : row->narrow_tactic)
                                   : (mode == Mode::kPaper ? row->paper : row->tactic);
-  constexpr double kMeasured = 4.917e12;  // HBM3e: 3201 MHz, double data rate, 6144 bits
+  constexpr double kMeasured = 4.814e12;  // HBM3e: 3201 MHz, double data rate, 6016 bits
   return bandwidth > 0 ? std::llround(here * bandwidth / kMeasured) : here;
 }
 

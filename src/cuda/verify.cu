@@ -276,8 +276,9 @@ __host__ __device__ __forceinline__ int MassStride(const Step& step) {
   return step.tail != 0 ? step.group : 0;
 }
 
+// Long rows need more registers than four blocks leave.
 template <class Row, int kDim, int kHeadTiles>
-__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 3))
+__global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kDim <= 64 ? 4 : 3))
     VerifyKernel(const __grid_constant__ Step step) {
   // chosen: number of the member << 16 | place in the span; then what SpanTiles has.
   extern __shared__ uint32_t chosen[];
