@@ -91,14 +91,14 @@ struct Options {
   // --- verified selection (mode tactic; docs/algorithm.md) ---
   // Clusters are skipped, smallest first, while their estimated masses add up to at most skip_share
   // (1 - P) of a lower bound of the total; never one of which a single token could, at three
-  // standard deviations, hold more than skip_token (1 - P) of it. Ranges [0, 1]; 0 and 0 read every
-  // code.
-  double skip_share = 0.25;
-  double skip_token = 0.01;
+  // standard deviations (more where a residual is longer than the others), hold more than
+  // skip_token (1 - P) of it. Ranges [0, 1]; 0 and 0 read every code.
+  double skip_share = 0.5;
+  double skip_token = 0.05;
   // How much the estimated mass of unread tokens, resp. of skipped clusters, is taken to be larger
   // than it looks when the selection decides that it has read enough. Range [1, 10].
   double unread_margin = 1.1;
-  double skipped_margin = 1.5;
+  double skipped_margin = 1.1;
   // How often a selection that fell short of its target, by the exact keys it read, is extended.
   // Range [0, 16]. 0: never, which is no verification.
   int rounds = 2;

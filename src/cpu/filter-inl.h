@@ -43,7 +43,10 @@ HWY_ATTR void EstimateClusters(const ClusterFacts& facts, const float* scores,
     const V floor = hn::Add(score, log_size);
     hn::StoreU(floor, d, floors + c);
     hn::StoreU(hn::Add(floor, excess), d, masses + c);
-    const V reach = hn::Mul(hn::Set(d, 3.0f), hn::Mul(hn::Sqrt(variance), longest));
+    // A residual longer than the others is no draw like them: it has a direction of its own, which
+    // a query may look for (docs/verified_selection.md).
+    const V apart = hn::Mul(longest, hn::Mul(longest, longest));
+    const V reach = hn::Mul(hn::Set(d, 3.0f), hn::Mul(hn::Sqrt(variance), apart));
     const V token = Capped(d, hn::Add(hn::LoadU(d, scores + c), reach), softcap);
     // An empty slot holds nothing.
     hn::StoreU(hn::IfThenElse(hn::Eq(log_size, hn::Set(d, -std::numeric_limits<float>::infinity())),

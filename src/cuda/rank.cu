@@ -221,8 +221,9 @@ __device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float so
   const float floor = Capped(c.score, softcap) + log_size * kLog2e;
   // The variance is a sum of rounded products: the bound must not be low for that.
   constexpr float kRounding = 1.01f;
-  return {floor, floor + excess * kLog2e,
-          Capped(c.score + 3 * kRounding * sqrtf(c.variance) * c.longest * kLog2e, softcap)};
+  const float apart = c.longest * c.longest * c.longest;
+  const float reach = 3 * kRounding * sqrtf(c.variance) * apart;
+  return {floor, floor + excess * kLog2e, Capped(c.score + reach * kLog2e, softcap)};
 }
 
 // Scores, bounds and bins of the clusters that fall to this warp, and the sum of their floors.

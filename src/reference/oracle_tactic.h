@@ -64,7 +64,8 @@ inline KeyEstimate EstimateKey(const CodedQuery& query, const CodedCluster& clus
 }
 
 // Logs of: the estimated mass of a cluster; what it has at least (Jensen: the mean of exp is not
-// below exp of the mean); what a single member could have, at three standard deviations.
+// below exp of the mean); what a single member could have, at three standard deviations times the
+// cube of how far the longest residual exceeds the others.
 struct ClusterEstimate {
   double mass;
   double floor;
@@ -85,7 +86,7 @@ inline ClusterEstimate EstimateCluster(const CodedQuery& query, const CodedClust
   const double excess = v < 2 * log_size ? v / 2 : std::sqrt(2 * v * log_size) - log_size;
   const double floor = Capped(score, query.softcap) + log_size;
   return {floor + excess, floor,
-          Capped(score + 3 * std::sqrt(variance) * cluster.longest, query.softcap)};
+          Capped(score + 3 * std::sqrt(variance) * std::pow(cluster.longest, 3), query.softcap)};
 }
 
 // ---- The step -----------------------------------------------------------------------------------
