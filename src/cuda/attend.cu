@@ -80,10 +80,10 @@ __device__ void AttendAll(const Step& step, const Unit& unit, int begin, int end
 }
 
 // How many of the grid's blocks share `tiles`: those that run at once, or more where there is
-// enough to do for each (kLeastTiles).
-__device__ __forceinline__ int64_t BlocksAtWork(const Step& step, int64_t tiles) {
+// enough to do for each (kLeastTiles); fewer where there are not `each` tiles for each.
+__device__ __forceinline__ int64_t BlocksAtWork(const Step& step, int64_t tiles, int each) {
   const int64_t worthwhile = min(static_cast<int64_t>(gridDim.x), tiles / kLeastTiles);
-  return min(tiles, max(static_cast<int64_t>(step.attend_wave), worthwhile));
+  return min((tiles + each - 1) / each, max(static_cast<int64_t>(step.attend_wave), worthwhile));
 }
 
 // What is even among blocks is the time they take: a fresh tile, whose keys are read, too, counts
@@ -131,12 +131,15 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   }
   const int64_t all = AddUp(units, 0, before, shared.scratch, [&](int u) {
     if (kDense) return RowTiles(__ldg(step.lengths + u / step.kv_heads));
-    if (kPaper && __ldcg(step.dense + u) == 0)
-      return kLead + RowTiles(step.units[u].forced) + __ldcg(&step.selected[u].scored) +
-             kFreshTile * __ldcg(&step.selected[u].fresh);
-    return kLead + __ldcg(step.tiles + u);
+    const int tiles = __ldcg(step.tiles + u);
+    if constexpr (!kPaper) return kLead + tiles;
+    // All loads are under way before anybody waits for one.
+    const int selected = RowTiles(step.units[u].forced) + __ldcg(&step.selected[u].scored) +
+                         kFreshTile * __ldcg(&step.selected[u].fresh);
+    return kLead + (__ldcg(step.dense + u) == 0 ? selected : tiles);
   });
-  ForEachShare(before, units, kLead, all, BlocksAtWork(step, all), [&](const UnitShare& share) {
+  const int64_t blocks = BlocksAtWork(step, all, kDense ? 1 : kTilesEach);
+  ForEachShare(before, units, kLead, all, blocks, [&](const UnitShare& share) {
     const int begin = share.begin;
     const int end = share.end;
     const Unit unit = kDense ? FindUnit(step, share.unit) : ReadUnit(step, share.unit);

@@ -22,29 +22,26 @@ __device__ void MergeStates(const float* states, int count, int64_t stride, int 
                             float* factors, MergedHead* merged, const Done& done) {
   constexpr int kSize = kStateSize<kDim>;
   const int lane = threadIdx.x & 31;
-  const auto read = [](const float* p) { return kGlobal ? __ldcg(p) : *p; };
   for (int g = threadIdx.x >> 5; g < group; g += kBlockWarps) {
     const float* of = states + g * kSize + kDim;
-    float max = kNothing;
+    MergedHead mine = {kNothing, 0, 0, 0};  // of this lane's states
     for (int k = lane; k < count; k += 32) {
-      const float mine = read(of + k * stride);
-      factors[g * count + k] = mine;
-      max = fmaxf(max, mine);
+      const auto* at = reinterpret_cast<const float4*>(of + k * stride);
+      const float4 state = kGlobal ? __ldcg(at) : *at;
+      factors[g * count + k] = state.x;
+      const float max = fmaxf(mine.max, state.x);
+      const float before = Exp2(mine.max - max);
+      const float f = Exp2(state.x - max);
+      mine = {max, before * mine.weights + f * state.y, before * mine.rows + f * state.z,
+              mine.own + state.w};
     }
-    max = WarpMax(max);
-    float weights = 0;
-    float rows = 0;
-    float own = 0;
-    for (int k = lane; k < count; k += 32) {
-      const float f = Exp2(factors[g * count + k] - max);
-      factors[g * count + k] = f;
-      weights += f * read(of + k * stride + 1);
-      rows += f * read(of + k * stride + 2);
-      own += read(of + k * stride + 3);
-    }
-    weights = WarpSum(weights);
-    rows = WarpSum(rows);
-    own = WarpSum(own);
+    const float max = WarpMax(mine.max);
+    for (int k = lane; k < count; k += 32)
+      factors[g * count + k] = Exp2(factors[g * count + k] - max);
+    const float f = Exp2(mine.max - max);
+    const float weights = WarpSum(f * mine.weights);
+    const float rows = WarpSum(f * mine.rows);
+    const float own = WarpSum(mine.own);
     if (lane == 0) merged[g] = {max, weights, rows, own};
   }
   __syncthreads();

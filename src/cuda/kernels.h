@@ -28,6 +28,8 @@ Status LaunchCut(const Step& step, Stream stream);
 // Tiles of 16 rows that are worth a block of attend beyond those that run at once: its start, and a
 // state to merge.
 inline constexpr int kLeastTiles = 64;
+// Of a selection, so many at least: a tile for every warp. More blocks leave more states to merge.
+inline constexpr int kTilesEach = 8;
 Status LaunchAttend(const Step& step, Element type, Stream stream);
 
 }  // namespace tactic::cuda

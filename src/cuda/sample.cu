@@ -159,7 +159,8 @@ constexpr int kLead = 8;
 
 // The last block of a unit needs a tile of it, even where nothing is sampled.
 __device__ __forceinline__ int SampleTiles(const Step& step, int unit) {
-  return __ldcg(step.dense + unit) != 0 ? 0 : kLead + max(1, __ldcg(&step.sampled[unit].scored));
+  const int scored = __ldcg(&step.sampled[unit].scored);
+  return __ldcg(step.dense + unit) != 0 ? 0 : kLead + max(1, scored);
 }
 
 template <class Row, int kDim, int kHeadTiles>
@@ -176,7 +177,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
   LetNextBegin();
   const int64_t all =
       AddUp(units, 0, before, shared.scratch, [&](int u) { return SampleTiles(step, u); });
-  const int64_t blocks = min(all, int64_t{gridDim.x});
+  const int64_t blocks = min((all + kTilesEach - 1) / kTilesEach, int64_t{gridDim.x});
   ForEachShare(before, units, kLead, all, blocks, [&](const UnitShare& share) {
     const Unit unit = ReadUnit(step, share.unit);
     const int64_t first_head = int64_t{unit.number} * step.group;

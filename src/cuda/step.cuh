@@ -77,7 +77,9 @@ __device__ __forceinline__ Unit FindUnit(const Step& step, int number) {
 
 // What rank left: all threads of the block read the same.
 __device__ __forceinline__ Unit ReadUnit(const Step& step, int number) {
-  return step.units[number];
+  Unit unit = step.units[number];
+  unit.number = number;  // so that nobody waits for it who looks for the unit's things
+  return unit;
 }
 // The same to shared memory, where registers are scarce. All threads; needs a barrier after it.
 __device__ __forceinline__ void ReadUnit(const Step& step, int number, Unit* to) {
