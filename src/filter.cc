@@ -8,6 +8,7 @@
 #include "src/code_query.h"
 #include "src/coded_units.h"
 #include "src/mass.h"
+#include "src/selection_rule.h"
 
 namespace tactic {
 namespace {
@@ -38,6 +39,7 @@ void ScorePart(Step& step, int request, int kv_head, int part, int thread) {
   int32_t parts[LayerShape::kMaxGroup][LayerShape::kMaxDim / 2];
   cpu::CentroidQuery queries[LayerShape::kMaxGroup];
   const int dim = step.shape.head_dim;
+  const float aligned = kAligned * std::sqrt(static_cast<float>(dim));
   for (int g = 0; g < group; ++g) {
     const float* q = heads.q + g * heads.stride;
     for (int run = 0, x = 0; run < Codes::kRuns; ++run) {
@@ -59,7 +61,7 @@ void ScorePart(Step& step, int request, int kv_head, int part, int thread) {
                             codes.centroid_scales.data(), step.slots, step.Scores(r, first) + base,
                             static_cast<size_t>(r.clusters));
     LogSizes(r.coded[j], kv_head, step.slots, log_sizes.data());
-    const cpu::ClusterFacts facts = {codes.spreads.data(), log_sizes.data(), step.slots};
+    const cpu::ClusterFacts facts = {codes.spreads.data(), log_sizes.data(), step.slots, aligned};
     for (int g = 0; g < group; ++g) {
       float* masses = Masses(step, r, first + g) + base;
       float* floors = masses - step.coded.masses.data() + step.coded.floors.data();

@@ -4,6 +4,13 @@
 
 namespace tactic {
 
+// What a single member of a cluster may have is bounded by three standard deviations of its
+// members' logits times L, how far the longest residual exceeds the root mean square one. That
+// holds for draws of a Gaussian. But a residual is long because it has a direction of its own, and
+// a query may look for that: a cosine of up to 0.3 L between the two is reckoned with, kAligned
+// sqrt(head_dim) L times the bound. (docs/verified_selection.md)
+inline constexpr float kAligned = 0.1f;
+
 // A selection that believes, after its last round, to hold less than the target by more than this
 // is no selection.
 inline constexpr float kLargestShortfall = 0.1f;

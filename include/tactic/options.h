@@ -91,10 +91,10 @@ struct Options {
   // --- verified selection (mode tactic; docs/algorithm.md) ---
   // Clusters are skipped, smallest first, while their estimated masses add up to at most skip_share
   // (1 - P) of a lower bound of the total; never one of which a single token could, at three
-  // standard deviations (more where a residual is longer than the others), hold more than
-  // skip_token (1 - P) of it. Ranges [0, 1]; 0 and 0 read every code.
+  // standard deviations or as the residual that is longest and has the query's direction, hold more
+  // than skip_token (1 - P) of it. Ranges [0, 1]; 0 and 0 read every code.
   double skip_share = 0.5;
-  double skip_token = 0.05;
+  double skip_token = 0.01;
   // How much the estimated mass of unread tokens, resp. of skipped clusters, is taken to be larger
   // than it looks when the selection decides that it has read enough. Range [1, 10].
   double unread_margin = 1.1;

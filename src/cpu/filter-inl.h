@@ -24,6 +24,7 @@ HWY_ATTR void EstimateClusters(const ClusterFacts& facts, const float* scores,
   using V = hn::Vec<decltype(d)>;
   const auto padded = static_cast<size_t>(facts.padded);
   const V two = hn::Set(d, 2.0f);
+  const V aligned = hn::Set(d, facts.aligned);
   for (size_t c = 0; c < padded; c += hn::Lanes(d)) {
     V variance = hn::Zero(d);
     for (size_t r = 0; r < Codes::kRuns; ++r) {
@@ -43,9 +44,7 @@ HWY_ATTR void EstimateClusters(const ClusterFacts& facts, const float* scores,
     const V floor = hn::Add(score, log_size);
     hn::StoreU(floor, d, floors + c);
     hn::StoreU(hn::Add(floor, excess), d, masses + c);
-    // A residual longer than the others is no draw like them: it has a direction of its own, which
-    // a query may look for (docs/verified_selection.md).
-    const V apart = hn::Mul(longest, hn::Mul(longest, longest));
+    const V apart = hn::Mul(longest, hn::Max(hn::Set(d, 1.0f), hn::Mul(aligned, longest)));
     const V reach = hn::Mul(hn::Set(d, 3.0f), hn::Mul(hn::Sqrt(variance), apart));
     const V token = Capped(d, hn::Add(hn::LoadU(d, scores + c), reach), softcap);
     // An empty slot holds nothing.

@@ -11,6 +11,7 @@
 #include "src/cuda/rotate.cuh"
 #include "src/cuda/step.cuh"
 #include "src/cuda/sum_heads.cuh"
+#include "src/selection_rule.h"
 
 namespace tactic::cuda {
 namespace {
@@ -208,12 +209,13 @@ struct ClusterView {
 };
 
 // Logs, in octaves, of what a cluster has at least (Jensen), its estimated mass, and what a single
-// member could have at three standard deviations; oracle_tactic.h.
+// member could have; oracle_tactic.h.
 struct ClusterBounds {
   float floor;
   float mass;
   float token;
 };
+template <int kDim>
 __device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float softcap) {
   const float log_size = __logf(static_cast<float>(c.size));
   const float v = fminf(c.variance, 2 * kLargestHalfNats);
@@ -221,7 +223,7 @@ __device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float so
   const float floor = Capped(c.score, softcap) + log_size * kLog2e;
   // The variance is a sum of rounded products: the bound must not be low for that.
   constexpr float kRounding = 1.01f;
-  const float apart = c.longest * c.longest * c.longest;
+  const float apart = c.longest * fmaxf(1, kAligned * sqrtf(kDim) * c.longest);
   const float reach = 3 * kRounding * sqrtf(c.variance) * apart;
   return {floor, floor + excess * kLog2e, Capped(c.score + reach * kLog2e, softcap)};
 }
@@ -288,8 +290,8 @@ __device__ void RankClusters(const Step& step, const Unit& unit, const RankShare
             step.scores[to] = size > 0 ? score : kNone;
             if (size > 0) atomicAdd(bins + head * kBins + BinOf(score), size);
           } else {
-            const ClusterBounds bounds =
-                BoundsOf({raw, variances[n][2 * k + h], now.Longest(facts), size}, step.softcap);
+            const ClusterBounds bounds = BoundsOf<kDim>(
+                {raw, variances[n][2 * k + h], now.Longest(facts), size}, step.softcap);
             const float mass = size > 0 ? bounds.mass - anchor : -kSureBound;
             float token = size > 0 ? bounds.token - anchor : -kSureBound;
             if (page && size > 0) token = kSureBound;  // pages are never skipped

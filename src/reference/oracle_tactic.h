@@ -64,8 +64,9 @@ inline KeyEstimate EstimateKey(const CodedQuery& query, const CodedCluster& clus
 }
 
 // Logs of: the estimated mass of a cluster; what it has at least (Jensen: the mean of exp is not
-// below exp of the mean); what a single member could have, at three standard deviations times the
-// cube of how far the longest residual exceeds the others.
+// below exp of the mean); what a single member could have: at three standard deviations, more by
+// how far the longest residual exceeds the others, and by that again where the query may share its
+// direction, a cosine of 0.3 times that ratio.
 struct ClusterEstimate {
   double mass;
   double floor;
@@ -85,8 +86,9 @@ inline ClusterEstimate EstimateCluster(const CodedQuery& query, const CodedClust
   const double v = std::min(variance, 2 * kLargestHalf);
   const double excess = v < 2 * log_size ? v / 2 : std::sqrt(2 * v * log_size) - log_size;
   const double floor = Capped(score, query.softcap) + log_size;
-  return {floor + excess, floor,
-          Capped(score + 3 * std::sqrt(variance) * std::pow(cluster.longest, 3), query.softcap)};
+  const double aligned = 0.1 * std::sqrt(static_cast<double>(query.q.size())) * cluster.longest;
+  const double reach = 3 * std::sqrt(variance) * cluster.longest * std::max(1.0, aligned);
+  return {floor + excess, floor, Capped(score + reach, query.softcap)};
 }
 
 // ---- The step -----------------------------------------------------------------------------------
