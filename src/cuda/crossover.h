@@ -13,7 +13,7 @@ namespace tactic::cuda {
 // pages of 16 (bench/results/cuda_h200.json): groups of 3 with 3, 24 and 96 narrow units, groups of
 // 4 with 8, 64 and 256, at lengths from 7K to 1M, between which times are taken to grow evenly;
 // rows of 128 elements in 3 and 24 units from narrow ones, by half. Rounded to the side of reading
-// everything, by which a short sequence loses little; beyond 1M it is a guess.
+// everything, by which a short sequence loses little.
 //
 // What a selection costs hardly depends on the length, while reading everything takes as long as
 // the memory needs: on other devices the lengths grow with `bandwidth`, bytes per second by the
@@ -26,9 +26,9 @@ inline int64_t DenseBelow(Mode mode, int head_dim, int units, double bandwidth) 
     int narrow_paper, narrow_tactic;  // up to 64
   };
   constexpr Row kRows[] = {
-      {4, 122880, 589824, 245760, 1179648}, {12, 49152, 86016, 114688, 344064},
-      {32, 18432, 45056, 36864, 90112},     {128, 10240, 14336, 18432, 43008},
-      {1 << 30, 7168, 7168, 10240, 17408},
+      {4, 122880, 425984, 245760, 851968}, {12, 49152, 81920, 114688, 311296},
+      {32, 18432, 45056, 36864, 90112},    {128, 10240, 14336, 18432, 38912},
+      {1 << 30, 7168, 7168, 10240, 16384},
   };
   const Row* row = kRows;
   while (units > row->most_units) ++row;
