@@ -44,6 +44,7 @@ HWY_ATTR void EstimateClusters(const ClusterFacts& facts, const float* scores,
     const V floor = hn::Add(score, log_size);
     hn::StoreU(floor, d, floors + c);
     hn::StoreU(hn::Add(floor, excess), d, masses + c);
+    // By its length, and where it may have the query's direction (selection_rule.h).
     const V apart = hn::Mul(longest, hn::Max(hn::Set(d, 1.0f), hn::Mul(aligned, longest)));
     const V reach = hn::Mul(hn::Set(d, 3.0f), hn::Mul(hn::Sqrt(variance), apart));
     const V token = Capped(d, hn::Add(hn::LoadU(d, scores + c), reach), softcap);

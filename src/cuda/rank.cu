@@ -223,6 +223,7 @@ __device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float so
   const float floor = Capped(c.score, softcap) + log_size * kLog2e;
   // The variance is a sum of rounded products: the bound must not be low for that.
   constexpr float kRounding = 1.01f;
+  // By its length, and where it may have the query's direction (selection_rule.h).
   const float apart = c.longest * fmaxf(1, kAligned * sqrtf(kDim) * c.longest);
   const float reach = 3 * kRounding * sqrtf(c.variance) * apart;
   return {floor, floor + excess * kLog2e, Capped(c.score + reach * kLog2e, softcap)};
