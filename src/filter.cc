@@ -8,7 +8,6 @@
 #include "src/code_query.h"
 #include "src/coded_units.h"
 #include "src/mass.h"
-#include "src/selection_rule.h"
 
 namespace tactic {
 namespace {
@@ -39,7 +38,6 @@ void ScorePart(Step& step, int request, int kv_head, int part, int thread) {
   int32_t parts[LayerShape::kMaxGroup][LayerShape::kMaxDim / 2];
   cpu::CentroidQuery queries[LayerShape::kMaxGroup];
   const int dim = step.shape.head_dim;
-  const float aligned = kAligned * std::sqrt(static_cast<float>(dim));
   for (int g = 0; g < group; ++g) {
     const float* q = heads.q + g * heads.stride;
     for (int run = 0, x = 0; run < Codes::kRuns; ++run) {
@@ -61,13 +59,13 @@ void ScorePart(Step& step, int request, int kv_head, int part, int thread) {
                             codes.centroid_scales.data(), step.slots, step.Scores(r, first) + base,
                             static_cast<size_t>(r.clusters));
     LogSizes(r.coded[j], kv_head, step.slots, log_sizes.data());
-    const cpu::ClusterFacts facts = {codes.spreads.data(), log_sizes.data(), step.slots, aligned};
+    const cpu::ClusterFacts facts = {codes.spreads.data(), log_sizes.data(), step.slots};
     for (int g = 0; g < group; ++g) {
       float* masses = Masses(step, r, first + g) + base;
       float* floors = masses - step.coded.masses.data() + step.coded.floors.data();
       float* tokens = masses - step.coded.masses.data() + step.coded.tokens.data();
-      cpu::EstimateClusters(facts, step.Scores(r, first + g) + base, energy[g], step.params.softcap,
-                            masses, floors, tokens);
+      cpu::EstimateClusters(facts, step.Scores(r, first + g) + base, energy[g], dim,
+                            step.params.softcap, masses, floors, tokens);
     }
   }
 }

@@ -7,10 +7,12 @@
 #define TACTIC_SRC_CPU_FILTER_INL_H_
 #endif
 
+#include <cmath>
 #include <limits>
 
 #include "src/cpu/estimate-inl.h"
 #include "src/segment.h"
+#include "src/selection_rule.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tactic::cpu {
@@ -18,13 +20,13 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 HWY_ATTR void EstimateClusters(const ClusterFacts& facts, const float* scores,
-                               const float* run_energy, float softcap, float* masses, float* floors,
-                               float* tokens) {
+                               const float* run_energy, int head_dim, float softcap, float* masses,
+                               float* floors, float* tokens) {
   const hn::CappedTag<float, kCentroidLanes> d;
   using V = hn::Vec<decltype(d)>;
   const auto padded = static_cast<size_t>(facts.padded);
   const V two = hn::Set(d, 2.0f);
-  const V aligned = hn::Set(d, facts.aligned);
+  const V aligned = hn::Set(d, kAligned * std::sqrt(static_cast<float>(head_dim)));
   for (size_t c = 0; c < padded; c += hn::Lanes(d)) {
     V variance = hn::Zero(d);
     for (size_t r = 0; r < Codes::kRuns; ++r) {

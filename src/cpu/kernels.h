@@ -147,14 +147,14 @@ struct ClusterFacts {
   const uint8_t* spreads;  // [kRuns + 1][padded], Codes::spreads
   const float* log_sizes;  // log of the number of members; -inf: a slot that does not count
   int padded;
-  float aligned;  // kAligned sqrt(head_dim)
 };
 
 // For one query head whose scores are given, logs of: masses[c] the estimated mass of cluster c,
 // floors[c] what it has at least (Jensen), tokens[c] what a single member could have
-// (selection_rule.h). run_energy[r] = sum of (q * scale)^2 over run r of the head's elements.
+// (selection_rule.h). run_energy[r] = sum of (q * scale)^2 over run r of the head's elements, of
+// which there are head_dim.
 void EstimateClusters(const ClusterFacts& facts, const float* scores, const float* run_energy,
-                      float softcap, float* masses, float* floors, float* tokens);
+                      int head_dim, float softcap, float* masses, float* floors, float* tokens);
 
 // Sum of those of x[0, n) that are at most `limit`. Here and below n is a multiple of
 // kCentroidLanes.

@@ -35,9 +35,9 @@ void ScoreByteCentroids(const CentroidQuery* queries, int heads, int dim, const 
 }
 
 void EstimateClusters(const ClusterFacts& facts, const float* scores, const float* run_energy,
-                      float softcap, float* masses, float* floors, float* tokens) {
+                      int head_dim, float softcap, float* masses, float* floors, float* tokens) {
   HWY_DYNAMIC_DISPATCH(EstimateClusters)
-  (facts, scores, run_energy, softcap, masses, floors, tokens);
+  (facts, scores, run_energy, head_dim, softcap, masses, floors, tokens);
 }
 
 float SumUpTo(const float* x, size_t n, float limit) {

@@ -16,7 +16,6 @@
 #include "src/half.h"
 #include "src/reference/oracle_tactic.h"
 #include "src/segment.h"
-#include "src/selection_rule.h"
 #include "src/softmax_state.h"
 #include "tests/core/isa_param.h"
 #include "tests/core/read_codes.h"
@@ -118,9 +117,8 @@ TEST_P(EstimateKernels, EstimateClusters) {
     std::vector<float> masses(kPadded);
     std::vector<float> floors(kPadded);
     std::vector<float> tokens(kPadded);
-    const float aligned = kAligned * std::sqrt(static_cast<float>(Codes::kRuns));
-    cpu::EstimateClusters({spreads.data(), log_sizes.data(), kPadded, aligned}, scores.data(),
-                          energy, softcap, masses.data(), floors.data(), tokens.data());
+    cpu::EstimateClusters({spreads.data(), log_sizes.data(), kPadded}, scores.data(), energy,
+                          Codes::kRuns, softcap, masses.data(), floors.data(), tokens.data());
     for (int c = 0; c < kPadded; ++c) {
       if (log_sizes[c] == -kInf) {
         ASSERT_EQ(masses[c], -kInf);
