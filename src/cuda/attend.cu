@@ -22,8 +22,6 @@ namespace {
 struct AttendShared {
   int scratch[kBlockWarps];
   int flag;
-  MergedHead merged[kMaxGroup];
-  float factors[kBlockWarps * kMaxGroup];
 };
 
 // kAhead: the next tile's keys are loaded while this one's values are used, for which only a kernel
@@ -81,9 +79,9 @@ __device__ void AttendAll(const Step& step, const Unit& unit, int begin, int end
 
 // How many of the grid's blocks share `tiles`: those that run at once, or more where there is
 // enough to do for each (kLeastTiles); fewer where there are not `each` tiles for each.
-__device__ __forceinline__ int64_t BlocksAtWork(const Step& step, int64_t tiles, int each) {
-  const int64_t worthwhile = min(static_cast<int64_t>(gridDim.x), tiles / kLeastTiles);
-  return min((tiles + each - 1) / each, max(static_cast<int64_t>(step.attend_wave), worthwhile));
+__device__ __forceinline__ int BlocksAtWork(const Step& step, int tiles, int each) {
+  const int worthwhile = min(static_cast<int>(gridDim.x), tiles / kLeastTiles);
+  return min((tiles + each - 1) / each, max(step.attend_wave, worthwhile));
 }
 
 // What is even among blocks is the time they take: a fresh tile, whose keys are read, too, counts
@@ -112,7 +110,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   constexpr bool kPaper = kMode == Mode::kPaper;
   constexpr int kLead = kLeadTiles<kMode>;
   const int group_size = step.group * kSize;
-  WaitForPrevious();
+  WaitForPrevious(step);
   LetNextBegin();
   // What rank and sample count into has to be zero again, and nobody reads it any more.
   if (!kDense) {
@@ -129,7 +127,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
       for (int i = thread; i < units * step.group * 2; i += kBlockThreads) step.windows[i] = {};
     }
   }
-  const int64_t all = AddUp(units, 0, before, shared.scratch, [&](int u) {
+  const int all = AddUp(units, 0, before, shared.scratch, [&](int u) {
     if (kDense) return RowTiles(__ldg(step.lengths + u / step.kv_heads));
     const int tiles = __ldcg(step.tiles + u);
     if constexpr (!kPaper) return kLead + tiles;
@@ -138,7 +136,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
                          kFreshTile * __ldcg(&step.selected[u].fresh);
     return kLead + (__ldcg(step.dense + u) == 0 ? selected : tiles);
   });
-  const int64_t blocks = BlocksAtWork(step, all, kDense ? 1 : kTilesEach);
+  const int blocks = BlocksAtWork(step, all, kDense ? 1 : kTilesEach);
   ForEachShare(before, units, kLead, all, blocks, [&](const UnitShare& share) {
     const int begin = share.begin;
     const int end = share.end;
@@ -197,12 +195,9 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
     state.Store(max_rows, sum_rows, own, states_here + (thread >> 5) * group_size, step.group,
                 step.value_unit, lane);
     __syncthreads();
-    const auto finish = [&](int g, int x, float2 sum, const MergedHead& merged) {
-      Finish<kDim>(step, unit, dense, rows, g, x, sum, merged);
-    };
+    const Finish finish = {step, unit, dense, rows};
     if (share.blocks == 1) {
-      MergeStates<kDim, false>(states_here, kBlockWarps, group_size, step.group, shared.factors,
-                               shared.merged, finish);
+      MergeStates<kDim, false>(states_here, kBlockWarps, group_size, step.group, finish);
       return;
     }
     // A block leaves one state for each unit: number by block and unit, since both only grow.
@@ -210,20 +205,18 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
       return step.states + (int64_t{block} + share.unit) * group_size;
     };
     float* mine = state_of(blockIdx.x);
-    MergeStates<kDim, false>(states_here, kBlockWarps, group_size, step.group, shared.factors,
-                             shared.merged,
-                             [&](int g, int x, float2 sum, const MergedHead& merged) {
-                               float* of = mine + g * kSize;
-                               *reinterpret_cast<float2*>(of + x) = sum;
-                               if (x != 0) return;
-                               of[kDim] = merged.max;
-                               of[kDim + 1] = merged.weights;
-                               of[kDim + 2] = merged.rows;
-                               of[kDim + 3] = merged.own;
-                             });
+    MergeStates<kDim, false>(states_here, kBlockWarps, group_size, step.group, [&](int g) {
+      return [of = mine + g * kSize](int x, float2 sum, const MergedHead& merged) {
+        *reinterpret_cast<float2*>(of + x) = sum;
+        if (x == 0) {
+          *reinterpret_cast<float4*>(of + kDim) = {merged.max, merged.weights, merged.rows,
+                                                   merged.own};
+        }
+      };
+    });
     if (!EndsLast(step, unit, share.blocks, &shared.flag)) return;
     MergeStates<kDim, true>(state_of(share.first_block), share.blocks, group_size, step.group,
-                            states_here, shared.merged, finish);
+                            finish);
   });
 }
 
@@ -234,9 +227,7 @@ Status LaunchAttend(const Step& step, Element type, Stream stream) {
       static_cast<size_t>(kBlockWarps) * step.group * StateSize(step.head_dim) * sizeof(float);
   const size_t list = 2 * (static_cast<size_t>(step.spans) + 1) * sizeof(int);
   const int units = step.batch * step.kv_heads;
-  const size_t factors = static_cast<size_t>(step.attend_blocks) * step.group * sizeof(float);
-  const size_t shared =
-      (units + 4) / 4 * 4 * sizeof(int) + std::max(states, std::max(list, factors));
+  const size_t shared = (units + 4) / 4 * 4 * sizeof(int) + std::max(states, list);
   return DispatchStep(step, type, [&]<class Row, int kDim, int kHeadTiles>() {
     const auto kernel =
         step.mode == Mode::kDense   ? AttendKernel<Row, kDim, kHeadTiles, Mode::kDense>

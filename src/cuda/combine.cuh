@@ -14,97 +14,128 @@ struct MergedHead {
   float own;   // see SoftmaxTile::Store
 };
 
-// Merges `count` states, which are `stride` floats apart, of every head of the group; done(g, x,
-// sum, merged) gets elements x and x + 1 of the sums. kGlobal: they are other blocks', in device
-// memory. `factors`: group * count floats of shared memory. All threads of the block.
-template <int kDim, bool kGlobal, class Done>
-__device__ void MergeStates(const float* states, int count, int64_t stride, int group,
-                            float* factors, MergedHead* merged, const Done& done) {
-  constexpr int kSize = kStateSize<kDim>;
-  const int lane = threadIdx.x & 31;
-  for (int g = threadIdx.x >> 5; g < group; g += kBlockWarps) {
-    const float* of = states + g * kSize + kDim;
-    MergedHead mine = {kNothing, 0, 0, 0};  // of this lane's states
-    for (int k = lane; k < count; k += 32) {
-      const auto* at = reinterpret_cast<const float4*>(of + k * stride);
-      const float4 state = kGlobal ? __ldcg(at) : *at;
-      factors[g * count + k] = state.x;
-      const float max = fmaxf(mine.max, state.x);
-      const float before = Exp2(mine.max - max);
-      const float f = Exp2(state.x - max);
-      mine = {max, before * mine.weights + f * state.y, before * mine.rows + f * state.z,
-              mine.own + state.w};
-    }
-    const float max = WarpMax(mine.max);
-    for (int k = lane; k < count; k += 32)
-      factors[g * count + k] = Exp2(factors[g * count + k] - max);
-    const float f = Exp2(mine.max - max);
-    const float weights = WarpSum(f * mine.weights);
-    const float rows = WarpSum(f * mine.rows);
-    const float own = WarpSum(mine.own);
-    if (lane == 0) merged[g] = {max, weights, rows, own};
-  }
-  __syncthreads();
-  // Two elements to a thread.
-  for (int i = 2 * threadIdx.x; i < group * kDim; i += 2 * kBlockThreads) {
-    const int g = i / kDim;
-    const int x = i % kDim;
-    const float* of = states + g * kSize + x;
+// Merges `count` states, which are `stride` floats apart, of every head of the group. kGlobal: they
+// are other blocks', in device memory. to(g) makes what gets the result of head g: for every x in
+// twos, done(x, sum, merged) with elements x and x + 1 of the sums. All threads of the block.
+//
+// A warp does 64 elements of a head at a time, and a lane looks at the head of a state: so nobody
+// waits for other warps, and 32 states are read at once, for a unit may have a hundred.
+template <int kDim, bool kGlobal, class To>
+__device__ void MergeStates(const float* states, int count, int stride, int group, const To& to) {
+  constexpr int kAtOnce = kGlobal ? 16 : kBlockWarps;
+  constexpr int kPieces = (kDim + 63) / 64;
+  const int thread = OnlyHere(threadIdx.x);
+  stride = OnlyHere(stride);
+  group = OnlyHere(group);
+  const int lane = thread & 31;
+  for (int task = thread >> 5; task < group * kPieces; task += kBlockWarps) {
+    const int g = task / kPieces;
+    const int x = task % kPieces * 64 + 2 * lane;
+    const float* of = states + g * kStateSize<kDim>;
+    auto done = to(g);
+    MergedHead all = {kNothing, 0, 0, 0};
     float2 sum = {0, 0};
-#pragma unroll 16
-    for (int k = 0; k < count; ++k) {
-      const auto* at = reinterpret_cast<const float2*>(of + k * stride);
-      const float2 mine = kGlobal ? __ldcg(at) : *at;
-      const float f = factors[g * count + k];
-      sum.x += f * mine.x;
-      sum.y += f * mine.y;
+    for (int first = 0; first < count; first += kAtOnce) {
+      float4 head = {kNothing, 0, 0, 0};
+      float2 sums[kAtOnce];
+      if (lane < min(kAtOnce, count - first)) {
+        const auto* at = reinterpret_cast<const float4*>(of + lane * stride + kDim);
+        head = kGlobal ? __ldcg(at) : *at;
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k, of += stride) {
+        sums[k] = {0, 0};
+        if (first + k >= count || x >= kDim) continue;
+        const auto* at = reinterpret_cast<const float2*>(of + x);
+        sums[k] = kGlobal ? __ldcg(at) : *at;
+      }
+      const float max = fmaxf(all.max, WarpMax(head.x));
+      const float before = Exp2(all.max - max);
+      const float f = Exp2(head.x - max);
+      // Of this lane's states: added up at the end.
+      all = {max, before * all.weights + f * head.y, before * all.rows + f * head.z,
+             all.own + head.w};
+      sum = {before * sum.x, before * sum.y};
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const float of_state = __shfl_sync(kAllLanes, f, k);
+        sum.x += of_state * sums[k].x;
+        sum.y += of_state * sums[k].y;
+      }
     }
-    done(g, x, sum, merged[g]);
+    all = {all.max, WarpSum(all.weights), WarpSum(all.rows), WarpSum(all.own)};
+    if (x < kDim) done(x, sum, all);
   }
   __syncthreads();
 }
 
-// What a head of a unit that was not read densely is known to have selected.
-__device__ inline void ReportOwn(const Step& step, const Unit& unit, int g,
-                                 const MergedHead& merged, DeviceReport* report) {
-  const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
-  float exact = 0;
-  if (step.mode == Mode::kTactic) {
-    const HeadMass& m = step.masses[head];
-    exact = m.exact;
-    report->own_rows = m.rows + unit.forced;
-    report->p_hat = Believed(m);
-    report->rounds = m.rounds;
-  } else {
-    exact = step.ranks[head].own_mass + merged.own;
-    report->own_rows = step.ranks[head].own_rows + unit.forced;
-    report->p_hat = -1;
-  }
-  report->own_lse = (AnchorOf(step, unit, g) + log2f(exact)) * kLn2;
-}
+// What becomes of a unit's merged heads: the output, and what a head did.
+struct Finish {
+  const Step& step;
+  const Unit& unit;
+  bool dense;
+  int union_rows;
 
-// Elements x and x + 1 of the output, and once for a head its report.
-template <int kDim>
-__device__ void Finish(const Step& step, const Unit& unit, bool dense, int union_rows, int g, int x,
-                       float2 sum, const MergedHead& merged) {
-  const int64_t head = static_cast<int64_t>(unit.number) * step.group + g;
-  const float scale = merged.weights > 0 ? 1 / merged.weights : 0.0f;
-  WriteElement(step.out, step.out_type, head * kDim + x, sum.x * scale);
-  WriteElement(step.out, step.out_type, head * kDim + x + 1, sum.y * scale);
-  if (x != 0) return;
-  DeviceReport report;
-  report.union_rows = union_rows;
-  report.union_lse = (merged.max + log2f(merged.rows)) * kLn2;
-  report.own_rows = report.union_rows;
-  report.own_lse = report.union_lse;
-  report.p_hat = 1;
-  report.rounds = 0;
-  if (!dense) ReportOwn(step, unit, g, merged, &report);
-  step.reports[head] = report;
-  if (g != 0) return;
-  step.listed[2 * unit.number] = dense ? 0 : unit.forced;
-  step.listed[2 * unit.number + 1] = dense ? 0 : unit.spans;
-}
+  // One head's. What its report needs of other stages is on its way while states are merged.
+  struct Head {
+    const Finish& of;
+    int g;
+    float anchor = 0;
+    float own_mass = 0;
+    int own_rows = 0;
+    float p_hat = -1;
+    int rounds = 0;
+
+    __device__ __forceinline__ Head(const Finish& of, int g) : of(of), g(g) {
+      if (of.dense) return;
+      const Step& step = of.step;
+      const int64_t head = Number();
+      anchor = AnchorOf(step, of.unit, g);
+      if (step.mode == Mode::kTactic) {
+        const HeadMass& m = step.masses[head];
+        own_mass = m.exact;
+        own_rows = m.rows;
+        p_hat = Believed(m);
+        rounds = m.rounds;
+      } else {
+        own_mass = step.ranks[head].own_mass;
+        own_rows = step.ranks[head].own_rows;
+      }
+    }
+    __device__ __forceinline__ int64_t Number() const {
+      return int64_t{of.unit.number} * of.step.group + g;
+    }
+
+    // Elements x and x + 1.
+    __device__ __forceinline__ void operator()(int x, float2 sum, const MergedHead& merged) const {
+      const Step& step = of.step;
+      const float scale = merged.weights > 0 ? 1 / merged.weights : 0.0f;
+      const int64_t at = Number() * step.head_dim + x;
+      WriteElement(step.out, step.out_type, at, sum.x * scale);
+      WriteElement(step.out, step.out_type, at + 1, sum.y * scale);
+      if (x != 0) return;
+      DeviceReport report;
+      report.union_rows = of.union_rows;
+      report.union_lse = (merged.max + log2f(merged.rows)) * kLn2;
+      report.own_rows = report.union_rows;
+      report.own_lse = report.union_lse;
+      report.p_hat = 1;
+      report.rounds = 0;
+      if (!of.dense) {
+        report.own_rows = own_rows + of.unit.forced;
+        // Mode paper knows of fresh rows only now.
+        report.own_lse = (anchor + log2f(own_mass + merged.own)) * kLn2;
+        report.p_hat = p_hat;
+        report.rounds = rounds;
+      }
+      step.reports[Number()] = report;
+      if (g != 0) return;
+      step.listed[2 * of.unit.number] = of.dense ? 0 : of.unit.forced;
+      step.listed[2 * of.unit.number + 1] = of.dense ? 0 : of.unit.spans;
+    }
+  };
+  __device__ __forceinline__ Head operator()(int g) const { return Head(*this, g); }
+};
 
 }  // namespace tactic::cuda
 

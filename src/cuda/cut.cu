@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kBlockThreads, 6) CutKernel(const __grid_const
   __shared__ uint64_t scratch[kBlockWarps];
   const int thread = threadIdx.x;
   const Unit unit = ReadUnit(step, blockIdx.y);
-  WaitForPrevious();
+  WaitForPrevious(step);
   LetNextBegin();
   if (IsDense(step, unit)) return;
   if (thread < step.group) ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];

@@ -81,16 +81,11 @@ int RankParts(int units, int multiprocessors) {
 // sequences of 127K tokens, rows of 256 bytes), while blocks of later waves go to those that are
 // done first. Short rows do not gain by it (128 bytes: at most 1 % faster, 19 % slower at batch 1),
 // and selections are too small for it (a state to merge for each block: 1 % faster or 3 % slower).
-// The factors of the states that a unit's blocks leave lie in shared memory, of which every GPU
-// gives a block kSharedBytes.
 int AttendWaves(const Step& step, int64_t tokens, int units, int row_bytes) {
   constexpr int kShortRow = 128;
-  constexpr size_t kSharedBytes = 48 << 10;
   if (step.mode != Mode::kDense || row_bytes <= kShortRow) return 1;
   const int64_t worthwhile = tokens * units / kTileRows / (kLeastTiles * step.attend_wave);
-  const size_t fit = kSharedBytes / (sizeof(float) * step.attend_wave * step.group);
-  const int64_t most = std::min<int64_t>(kAttendWaves, static_cast<int64_t>(fit));
-  return static_cast<int>(std::max<int64_t>(1, std::min(worthwhile, most)));
+  return static_cast<int>(std::clamp<int64_t>(worthwhile, 1, kAttendWaves));
 }
 
 }  // namespace

@@ -90,7 +90,7 @@ __device__ inline void FindCut(const Step& step, const Unit& unit, int g, uint32
       b = 0;
       a = near / inverse_near;
     }
-    const auto curve = [&](float x) { return head + a * logf(x / h) + b * (x - h); };
+    const auto curve = [&](float x) { return head + a * __logf(x / h) + b * (x - h); };
     const float goal = step.target * curve(n);
     if (goal <= fixed) {
       ranks.cut_bin = kBins;  // the forced rows are enough

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kBlockThreads, 6)
   __shared__ PaperRanks ranks[kMaxGroup];
   __shared__ uint64_t scratch[kBlockWarps];
   const int thread = threadIdx.x;
-  WaitForPrevious();
+  WaitForPrevious(step);
   LetNextBegin();
   const Unit unit = ReadUnit(step, blockIdx.y);
   if (IsDense(step, unit)) return;
@@ -173,11 +173,11 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
   int* const before = reinterpret_cast<int*>(dynamic);  // [units + 1]: what the units ahead cost
   // Tiles ahead of each span's; later bins.
   uint32_t* const room = dynamic + (units + 4) / 4 * 4;
-  WaitForPrevious();
+  WaitForPrevious(step);
   LetNextBegin();
-  const int64_t all =
+  const int all =
       AddUp(units, 0, before, shared.scratch, [&](int u) { return SampleTiles(step, u); });
-  const int64_t blocks = min((all + kTilesEach - 1) / kTilesEach, int64_t{gridDim.x});
+  const int blocks = min((all + kTilesEach - 1) / kTilesEach, static_cast<int>(gridDim.x));
   ForEachShare(before, units, kLead, all, blocks, [&](const UnitShare& share) {
     const Unit unit = ReadUnit(step, share.unit);
     const int64_t first_head = int64_t{unit.number} * step.group;

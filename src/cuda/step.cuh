@@ -22,8 +22,15 @@ __host__ __device__ constexpr int BlocksFor(int head_dim, int head_tiles, int wa
 }
 
 // A kernel that was launched before the one in front of it ended waits here until what that one
-// wrote is there. Every kernel of a step does so before it touches memory that a step writes.
-__device__ __forceinline__ void WaitForPrevious() {
+// wrote is there. Every kernel of a step does so before it touches memory that a step writes. While
+// it waits, its parameters are fetched: every line of them that is first used later would be one
+// more wait for memory.
+__device__ __forceinline__ void WaitForPrevious(const Step& step) {
+  constexpr int kLineWords = 16;
+  const auto* words = reinterpret_cast<const uint32_t*>(&step);
+#pragma unroll
+  for (size_t i = 0; i < sizeof(Step) / sizeof(uint32_t); i += kLineWords)
+    asm volatile("" ::"r"(words[i]));
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
@@ -32,6 +39,13 @@ __device__ __forceinline__ void LetNextBegin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
+}
+
+// The same number, of which the compiler knows nothing before: else it works out what follows from
+// it ahead of the loops in front, and holds it in registers that these need.
+__device__ __forceinline__ int OnlyHere(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 __device__ __forceinline__ Unit FindUnit(const Step& step, int number) {
@@ -373,16 +387,20 @@ __device__ __forceinline__ T BlockScan(T x, T* scratch, T* total) {
 // before is there. All threads of the block; `flag` is shared memory.
 __device__ __forceinline__ bool EndsLast(const Step& step, const Unit& unit, int blocks,
                                          int* flag) {
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    *flag = atomicAdd(step.finished + unit.number, 1u) + 1 == static_cast<uint32_t>(blocks);
+    // Releases what the block wrote, which the barrier has put before it, and acquires what others
+    // did.
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(__cvta_generic_to_global(step.finished + unit.number))
+                 : "memory");
+    *flag = before + 1 == static_cast<uint32_t>(blocks);
     if (*flag != 0) step.finished[unit.number] = 0;
   }
   __syncthreads();
-  if (*flag == 0) return false;
-  __threadfence();
-  return true;
+  return *flag != 0;
 }
 
 // How many tiles attend has to do for the unit, once its rows are chosen. One warp.

@@ -60,27 +60,43 @@ struct UnitShare {
   int blocks;
 };
 
+// `all` tiles that `blocks` blocks share, at most as many: the first ones have one more each.
+class EvenShares {
+ public:
+  __device__ __forceinline__ EvenShares(int all, int blocks)
+      : each_(all / blocks), longer_(all - each_ * blocks) {}
+  // The first tile of block `block`.
+  __device__ __forceinline__ int Begin(int block) const {
+    return block * each_ + min(block, longer_);
+  }
+  __device__ __forceinline__ int BlockOf(int tile) const {
+    const int by_longer = tile / (each_ + 1);
+    return by_longer < longer_ ? by_longer : longer_ + (tile - longer_ * (each_ + 1)) / each_;
+  }
+
+ private:
+  int each_;
+  int longer_;
+};
+
 // Calls work(share) for the units of which this block has tiles, one after the other, where
 // before[u] of `all` are what the units ahead of u cost, in tiles, and `blocks` of the grid have
 // work. To begin with a unit costs `lead` tiles.
 template <class Work>
-__device__ void ForEachShare(const int* before, int units, int lead, int64_t all, int64_t blocks,
+__device__ void ForEachShare(const int* before, int units, int lead, int all, int blocks,
                              const Work& work) {
-  if (blockIdx.x >= blocks) return;
-  // Tile x is block ((x + 1) * blocks - 1) / all's.
-  const auto block_of = [&](int64_t tile) {
-    return static_cast<int>(((tile + 1) * blocks - 1) / all);
-  };
-  const int begin = static_cast<int>(all * blockIdx.x / blocks);
-  const int stop = static_cast<int>(all * (blockIdx.x + 1) / blocks);
+  if (static_cast<int>(blockIdx.x) >= blocks) return;
+  const EvenShares shares(all, blocks);
+  const int begin = shares.Begin(blockIdx.x);
+  const int stop = shares.Begin(blockIdx.x + 1);
   for (int u = LastBefore(before, units, begin); u < units && before[u] + lead < stop; ++u) {
     const int first = before[u] + lead;
     const int next = before[u + 1];
     const int at = max(begin, first);
     if (next <= at) continue;  // a unit without tiles, or the last of one before
-    const int first_block = block_of(first);
+    const int first_block = shares.BlockOf(first);
     work(UnitShare{u, at - first, min(stop, next) - first, first_block,
-                   block_of(next - 1) - first_block + 1});
+                   shares.BlockOf(next - 1) - first_block + 1});
   }
 }
 

@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kDi
   const Unit& unit = shared.unit;
   ShareQuery<Row::kIsBF16, kDim, kHeadTiles>(step, unit, query);
   const LaneAnchors<kHeadTiles> anchors(step, unit);
-  WaitForPrevious();
+  WaitForPrevious(step);
   LetNextBegin();
   const bool reading = !IsDense(step, unit) && __ldcg(step.reading + unit.number) != 0;
   if (thread < kMaxGroup) {
