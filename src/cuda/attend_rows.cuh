@@ -20,8 +20,7 @@ struct RowEntry {
                                                   const SpanLists& list, int i) {
     if (i < unit.forced) return {static_cast<uint32_t>(i), -1};
     const int span = LastBefore(list.before, list.spans, i);
-    const int64_t first = (int64_t{unit.number} * step.spans + span) * step.span_keys;
-    return {__ldcg(step.rows + first + (i - list.before[span])), span};
+    return {__ldcg(step.rows + (FirstRow(step, unit, span) + i - list.before[span])), span};
   }
 };
 
@@ -38,9 +37,8 @@ struct RowPlace {
               step.forced_logits + (int64_t{unit.number} * step.forced_room + i) * step.group};
     }
     const int position = entry.span * step.span_keys + PlaceOfRow(entry.row);
-    const int64_t first = (int64_t{unit.number} * step.spans + entry.span) * step.span_keys;
     return {step.cache.Offset(unit.rows, position),
-            step.logits + (first + SlotOfRow(entry.row)) * step.group};
+            OfHeads(step, step.logits, FirstRow(step, unit, entry.span) + SlotOfRow(entry.row))};
   }
   __device__ __forceinline__ const float* LogitsOf(int lane) const {
     const auto at = static_cast<long long>(reinterpret_cast<uintptr_t>(logits));

@@ -16,14 +16,16 @@ __global__ void __launch_bounds__(kBlockThreads, 6) CutKernel(const __grid_const
   __shared__ PaperRanks ranks[kMaxGroup];
   __shared__ uint64_t scratch[kBlockWarps];
   const int thread = threadIdx.x;
+  // What rank has left is there already (of what is read densely, too).
+  SpanScores<kHeads> scores(step, blockIdx.y, blockIdx.x);
   const Unit unit = ReadUnit(step, blockIdx.y);
+  SpanCluster<kHeads> cluster(step, unit, blockIdx.x, scores);
   WaitForPrevious(step);
   LetNextBegin();
   if (IsDense(step, unit)) return;
   if (thread < step.group) ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];
   __syncthreads();
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
-    const SpanCluster<kHeads> cluster(step, unit, span);
     bool wanted = false;
     bool head = false;
 #pragma unroll
@@ -33,7 +35,10 @@ __global__ void __launch_bounds__(kBlockThreads, 6) CutKernel(const __grid_const
       head = head || cluster.bins[g] >= ranks[g].head_bin;
     }
     const Listing as = !wanted ? Listing::kNot : head ? Listing::kScored : Listing::kFresh;
-    ListTiles(step, unit, span, cluster.members, as, head, scratch, step.selected + unit.number);
+    ListTiles(step, unit, span, cluster.members, as, false, head, scratch,
+              step.selected + unit.number);
+    scores = SpanScores<kHeads>(step, unit.number, span + gridDim.x);
+    cluster = SpanCluster<kHeads>(step, unit, span + gridDim.x, scores);
   }
 }
 

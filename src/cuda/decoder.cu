@@ -221,6 +221,14 @@ Status Decoder::Create(const LayerShape& shape, const Options& options, int max_
   const int widest = SpanSegments(s, kMaxSlots);
   s.segments = static_cast<int>((max_tokens + s.segment_size - 1) / s.segment_size);
   s.segments = (s.segments + widest - 1) / widest * widest;
+  // Rows of all units are numbered in 32 bits.
+  constexpr int64_t kMostRows = UINT32_MAX;
+  const int64_t rows = int64_t{max_batch} * shape.kv_heads * s.segments * s.segment_size;
+  if (options.mode != Mode::kDense && rows > kMostRows) {
+    return Status::InvalidArgument("max_batch " + std::to_string(max_batch) + " times max_tokens " +
+                                   std::to_string(max_tokens) +
+                                   " are too many rows; expected fewer than 2^32 of all KV heads");
+  }
   // What no cluster holds: mode tactic indexes pages as they come, mode paper whole segments; an
   // index may be a segment behind.
   s.forced_room = options.sinks + options.recent + 2 * options.segment_size;

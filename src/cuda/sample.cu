@@ -39,13 +39,17 @@ __global__ void __launch_bounds__(kBlockThreads, 6)
   const int thread = threadIdx.x;
   WaitForPrevious(step);
   LetNextBegin();
-  const Unit unit = ReadUnit(step, blockIdx.y);
-  if (IsDense(step, unit)) return;
-  const int64_t first_head = int64_t{unit.number} * step.group;
+  // All loads are under way before anybody waits for one.
+  SpanScores<kHeads> scores(step, blockIdx.y, blockIdx.x);
+  const bool dense = __ldcg(step.dense + blockIdx.y) != 0;
+  const int64_t first_head = int64_t{blockIdx.y} * step.group;
   if (thread < step.group) ranks[thread] = step.ranks[first_head + thread];
+  const Unit unit = ReadUnit(step, blockIdx.y);
+  if (dense) return;
   __syncthreads();
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
-    const SpanCluster<kHeads> cluster(step, unit, span);
+    const SpanCluster<kHeads> cluster(step, unit, span, scores);
+    scores = SpanScores<kHeads>(step, unit.number, span + gridDim.x);
     bool head = false;
     bool window = false;
     if (cluster.Rows() > 0) {
@@ -65,7 +69,7 @@ __global__ void __launch_bounds__(kBlockThreads, 6)
       }
     }
     ListTiles(step, unit, span, cluster.members, head || window ? Listing::kScored : Listing::kNot,
-              head, scratch, step.sampled + unit.number);
+              window, head, scratch, step.sampled + unit.number);
   }
 }
 
@@ -144,6 +148,7 @@ __device__ void ScoreSamples(const Step& step, const Unit& unit, const SpanLists
         for (int k = 4; k < 32; k <<= 1) mass += __shfl_xor_sync(kAllLanes, mass, k);
         if (r != 0 || !there) continue;
         if (of_heads) AddUnits(step.bin_masses + (first_head + head) * kBins + bins[n][h], mass);
+        if (!of.tile.OfWindows()) continue;
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
           if (InWindow(shared.ranks[head], w, of.Cluster(step), bins[n][h]))

@@ -286,6 +286,23 @@ struct LaneAnchors {
 
 // --- spans ---
 
+// Numbers of a span's first row, and of its first cluster, among those of all units: in 32 bits,
+// which Decoder::Create sees to, since addresses that are put together in 64 bits are much of what
+// there is to do for a tile.
+__device__ __forceinline__ uint32_t FirstRow(const Step& step, const Unit& unit, int span) {
+  return static_cast<uint32_t>(unit.number * step.spans + span) *
+         static_cast<uint32_t>(step.span_keys);
+}
+__device__ __forceinline__ uint32_t FirstCluster(const Step& step, const Unit& unit, int span) {
+  return static_cast<uint32_t>(unit.number * step.spans + span) *
+         static_cast<uint32_t>(step.span_slots);
+}
+// What the group's heads have for a row or cluster.
+template <class T>
+__device__ __forceinline__ T* OfHeads(const Step& step, T* all, uint32_t number) {
+  return all + static_cast<uint64_t>(number) * static_cast<uint32_t>(step.group);
+}
+
 // In which segment cluster `cluster` of a span or of a unit is; exact, since segments have at most
 // kMaxSlots clusters and sequences fewer than 2^31 / kMaxSlots.
 __device__ __forceinline__ int SegmentOf(const Step& step, int cluster) {

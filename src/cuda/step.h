@@ -121,15 +121,16 @@ __host__ __device__ __forceinline__ int SlotOfRow(uint32_t row) {
 }
 
 // Mode paper: up to 16 rows of a span's list, neighbours among its members and of one cluster. In
-// 32 bits: the first's number among the span's members, the cluster's, how many they are, and
-// whether they belong to the clusters of heads, whose logits are kept: at the numbers of members.
+// 32 bits: the first's number among the span's members, the cluster's, how many they are, whether
+// they stand for a window of any head's, and whether they belong to the clusters of heads, whose
+// logits are kept: at the numbers of members.
 struct ListedTile {
   uint32_t word;
 
   __host__ __device__ __forceinline__ static ListedTile Of(int first, int cluster, int rows,
-                                                           bool of_heads) {
+                                                           bool of_windows, bool of_heads) {
     return {static_cast<uint32_t>(first | cluster << 16 | (rows - 1) << 24) |
-            (of_heads ? 1u << 31 : 0u)};
+            (of_windows ? 1u << 30 : 0u) | (of_heads ? 1u << 31 : 0u)};
   }
   __host__ __device__ __forceinline__ int First() const { return static_cast<int>(word & 0xffffu); }
   __host__ __device__ __forceinline__ int Cluster() const {
@@ -138,6 +139,7 @@ struct ListedTile {
   __host__ __device__ __forceinline__ int Rows() const {
     return static_cast<int>(word >> 24 & 0xfu) + 1;
   }
+  __host__ __device__ __forceinline__ bool OfWindows() const { return (word >> 30 & 1) != 0; }
   __host__ __device__ __forceinline__ bool OfHeads() const { return word >> 31 != 0; }
 };
 static_assert(kMaxSlots == 256);

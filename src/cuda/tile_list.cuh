@@ -7,21 +7,34 @@
 
 namespace tactic::cuda {
 
+// Logits of cluster `thread` of a span for the group's heads, relative to the anchors; on their way
+// before anybody knows what the unit is.
+template <int kHeads>
+struct SpanScores {
+  float of[kHeads] = {};
+
+  __device__ __forceinline__ SpanScores(const Step& step, int unit, int span) {
+    const auto cluster = static_cast<int>(threadIdx.x);
+    if (span >= step.spans || cluster >= step.span_slots) return;
+    const int64_t base = int64_t{unit} * step.spans + span;
+    LoadHeads(step.scores + (base * step.span_slots + cluster) * step.group, step.group, of);
+  }
+};
+
 // Cluster `thread` of a span: its members, none if there is no such cluster, and its bins.
 template <int kHeads>
 struct SpanCluster {
   Members members;
   int bins[kHeads];
 
-  __device__ __forceinline__ SpanCluster(const Step& step, const Unit& unit, int span) {
-    const int cluster = threadIdx.x;
-    const bool there = cluster < unit.SpanClusters(span, step.slots, step.span_slots);
+  __device__ __forceinline__ SpanCluster(const Step& step, const Unit& unit, int span,
+                                         const SpanScores<kHeads>& scores) {
+    const auto cluster = static_cast<int>(threadIdx.x);
+    const bool there =
+        unit.readable != 0 && cluster < unit.SpanClusters(span, step.slots, step.span_slots);
     members = there ? MembersOf(step, unit, span, cluster) : Members{};
-    const int64_t base = int64_t{unit.number} * step.spans + span;
-    const float* scores = step.scores + (base * step.span_slots + cluster) * step.group;
 #pragma unroll
-    for (int g = 0; g < kHeads; ++g)
-      bins[g] = there && g < step.group ? BinOf(__ldcg(scores + g)) : 0;
+    for (int g = 0; g < kHeads; ++g) bins[g] = BinOf(scores.of[g]);
   }
   __device__ __forceinline__ int Rows() const { return members.end - members.begin; }
 };
@@ -29,11 +42,11 @@ struct SpanCluster {
 // How a cluster is listed.
 enum class Listing { kNot, kScored, kFresh };
 
-// Lists the span's clusters, thread c's cluster c, and adds them to `size`. `scratch`: kBlockWarps
-// words. All threads.
+// Lists the span's clusters, thread c's cluster c, and adds them to `size`. of_windows, of_heads:
+// as in ListedTile. `scratch`: kBlockWarps words. All threads.
 __device__ __forceinline__ void ListTiles(const Step& step, const Unit& unit, int span,
-                                          const Members& members, Listing as, bool of_heads,
-                                          uint64_t* scratch, ListSize* size) {
+                                          const Members& members, Listing as, bool of_windows,
+                                          bool of_heads, uint64_t* scratch, ListSize* size) {
   const int rows = as == Listing::kNot ? 0 : members.end - members.begin;
   const int tiles = RowTiles(rows);
   // Scored tiles, fresh ones, and rows, counted at once: none above the span's positions.
@@ -49,7 +62,8 @@ __device__ __forceinline__ void ListTiles(const Step& step, const Unit& unit, in
   uint32_t* to = step.rows + base * step.span_keys +
                  (fresh ? step.span_keys - 1 - fresh_before : scored_before);
   for (int i = 0; i < rows; i += kTileRows, to += fresh ? -1 : 1) {
-    *to = ListedTile::Of(members.begin + i, threadIdx.x, min(kTileRows, rows - i), of_heads).word;
+    const int here = min(kTileRows, rows - i);
+    *to = ListedTile::Of(members.begin + i, threadIdx.x, here, of_windows, of_heads).word;
   }
   if (threadIdx.x != 0) return;
   const auto scored = static_cast<int>(static_cast<uint32_t>(all) & 0xffffu);
@@ -72,9 +86,9 @@ struct TilePlace {
   __device__ __forceinline__ static TilePlace Find(const Step& step, const Unit& unit,
                                                    const SpanLists& list, int from, int i) {
     const int span = NextBefore(list.before, list.spans, from, i);
-    const int64_t first = (int64_t{unit.number} * step.spans + span) * step.span_keys;
     const int in_span = i - list.before[span];
-    return {{__ldcg(step.rows + first + (kFresh ? step.span_keys - 1 - in_span : in_span))}, span};
+    const int entry = kFresh ? step.span_keys - 1 - in_span : in_span;
+    return {{__ldcg(step.rows + (FirstRow(step, unit, span) + entry))}, span};
   }
   // Of row `i` of 16, or the last there is.
   __device__ __forceinline__ int Position(const Step& step, const Unit& unit, int i) const {
@@ -84,16 +98,14 @@ struct TilePlace {
   }
   // Where row 0's logits are.
   __device__ __forceinline__ float* Logits(const Step& step, const Unit& unit) const {
-    const int64_t base = (int64_t{unit.number} * step.spans + span) * step.span_keys;
-    return step.logits + (base + tile.First()) * step.group;
+    return OfHeads(step, step.logits, FirstRow(step, unit, span) + tile.First());
   }
   // The cluster among those of the unit, and where its scores are.
   __device__ __forceinline__ int Cluster(const Step& step) const {
     return span * step.span_slots + tile.Cluster();
   }
   __device__ __forceinline__ const float* Scores(const Step& step, const Unit& unit) const {
-    const int64_t first = int64_t{unit.number} * step.segments * step.slots;
-    return step.scores + (first + Cluster(step)) * step.group;
+    return OfHeads(step, step.scores, FirstCluster(step, unit, span) + tile.Cluster());
   }
 };
 
