@@ -93,12 +93,19 @@ __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, boo
   keep = keep && there;
   if (thread < step.span_slots) step.kept[cluster] = keep ? 1 : 0;
   const int width = min(32, step.slots);
+  float masses[kHeads];
 #pragma unroll
-  for (int g = 0; g < kHeads; ++g) {
-    if (g >= step.group) break;
-    float sum = there && !keep ? Exp2(MassAndToken(bounds[g]).x) : 0.0f;
-    for (int k = width / 2; k > 0; k >>= 1) sum += __shfl_xor_sync(kAllLanes, sum, k);
-    if (thread % width == 0) shared.sums[thread / width][g] = sum;
+  for (int g = 0; g < kHeads; ++g)
+    masses[g] = there && !keep && g < step.group ? Exp2(MassAndToken(bounds[g]).x) : 0.0f;
+  if (width == 32) {
+    const float sum = WarpSums(masses);
+    if (thread % 32 < kHeads) shared.sums[thread / 32][thread % 32] = sum;
+  } else {
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g) {
+      for (int k = width / 2; k > 0; k >>= 1) masses[g] += __shfl_xor_sync(kAllLanes, masses[g], k);
+      if (thread % width == 0) shared.sums[thread / width][g] = masses[g];
+    }
   }
   __syncthreads();
   const int each = step.slots / width;
