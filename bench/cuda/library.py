@@ -190,7 +190,7 @@ class Library:
                 [pointer, integer, integer, ctypes.POINTER(ctypes.c_int32), wide]
                 + [ctypes.POINTER(wide)],
             ),
-            "kept": (pointer, [pointer] + [ctypes.POINTER(ctypes.c_int32)] * 2),
+            "kept": (pointer, [pointer, ctypes.POINTER(ctypes.c_int32)]),
             "sampled": (pointer, [pointer]),
         }
         for name, (result, arguments) in functions.items():
@@ -320,14 +320,12 @@ class Decoder:
 
     def kept_clusters(self) -> float | None:
         """Clusters whose codes the last step read, on average over KV heads; None when unknown."""
-        segments, slots = ctypes.c_int32(), ctypes.c_int32()
-        pointer = self._library.c.tactic_bench_kept(
-            self._handle, ctypes.byref(segments), ctypes.byref(slots)
-        )
+        spans = ctypes.c_int32()
+        pointer = self._library.c.tactic_bench_kept(self._handle, ctypes.byref(spans))
         if pointer is None:
             return None
         units = self._batch * self._shape.kv_heads
-        kept = device_tensor(int(pointer), (units, segments.value * slots.value), "|u1")
+        kept = device_tensor(int(pointer), (units, spans.value), "<i4")
         return float(kept.double().sum(1).mean())
 
     def sampled_rows(self) -> float | None:

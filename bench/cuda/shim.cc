@@ -306,18 +306,16 @@ TACTIC_BENCH_API const int32_t* tactic_bench_sampled([[maybe_unused]] const Deco
   return nullptr;
 }
 
-// [max_batch][kv_heads][segments][slots] bytes in device memory: 1 for a cluster whose codes the
-// last step of mode tactic read. Null when this was not compiled as CUDA, or in other modes.
-TACTIC_BENCH_API const void* tactic_bench_kept([[maybe_unused]] const Decoder* decoder,
-                                               int32_t* segments, int32_t* slots) {
-  *segments = 0;
-  *slots = 0;
+// [max_batch][kv_heads][spans] numbers in device memory: of how many clusters of a span the last
+// step of mode tactic read the codes. Null when this was not compiled as CUDA, or in other modes.
+TACTIC_BENCH_API const int32_t* tactic_bench_kept([[maybe_unused]] const Decoder* decoder,
+                                                  int32_t* spans) {
+  *spans = 0;
 #ifdef __CUDACC__
   const tactic::cuda::Step& step = tactic::cuda::DecoderAccess::LastStep(*decoder);
   if (step.mode == Mode::kTactic) {
-    *segments = step.segments;
-    *slots = step.slots;
-    return step.kept;
+    *spans = step.spans;
+    return step.kept_counts;
   }
 #endif
   return nullptr;

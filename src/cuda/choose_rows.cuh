@@ -164,9 +164,11 @@ __device__ void RenewMasses(const Step& step, const VerifyShared& shared, const 
 __device__ __forceinline__ void AddUpMasses(const Step& step, const VerifyShared& shared,
                                             const SpanTiles& span, int64_t base, bool all) {
   float* unread = step.unread + base * step.span_slots * step.group;
-  for (int i = threadIdx.x; i < span.count * step.group; i += kBlockThreads) {
-    const int tile = i / step.group;
-    const int head = i - tile * step.group;
+  const int shift = 32 - __clz(step.group - 1);  // heads, rounded up to a power of two
+  for (int i = threadIdx.x; i < span.count << shift; i += kBlockThreads) {
+    const int tile = i >> shift;
+    const int head = i - (tile << shift);
+    if (head >= step.group) continue;
     const int cluster = span.tiles[tile].Cluster();
     if (tile > 0 && span.tiles[tile - 1].Cluster() == cluster) continue;
     if (!all && shared.touched[cluster] == 0) continue;

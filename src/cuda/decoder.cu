@@ -148,7 +148,6 @@ struct Decoder::Impl {
       carver->Take(&s.tags, rows);
       carver->Take(&s.bounds, clusters * group);
       carver->Take(&s.levels, rows * s.level_stride);
-      carver->Take(&s.kept, clusters);
       carver->Take(&s.kept_list, clusters);
       carver->Take(&s.kept_counts, segments);
       carver->Take(&s.scan_tiles, rows / kTileRows + clusters);

@@ -75,14 +75,11 @@ __device__ __forceinline__ float ClusterLevel(float score, float softcap, float 
   return fmaf(score, static_cast<float>(kLevelsPerOctave), softcap > 0 ? 0.0f : zero);
 }
 
-// Which of the span's clusters are kept: thread c decides on cluster c. Leaves the mass of the
-// others of every segment.
+// Whether cluster `thread` of the span is kept. Leaves masses of those that are not in shared.sums.
 template <int kHeads>
-__device__ bool FilterClusters(const Step& step, const Unit& unit, int span, bool there,
-                               const uint32_t (&bounds)[kHeads], ScanShared& shared) {
+__device__ bool FilterCluster(const Step& step, bool there, const uint32_t (&bounds)[kHeads],
+                              ScanShared& shared) {
   const int thread = threadIdx.x;
-  const int64_t cluster =
-      int64_t{unit.number} * step.segments * step.slots + int64_t{span} * step.span_slots + thread;
   bool keep = false;
 #pragma unroll
   for (int g = 0; g < kHeads; ++g) {
@@ -91,7 +88,6 @@ __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, boo
     keep |= of.x > shared.filters[g].mass_above || of.y > shared.filters[g].token_above;
   }
   keep = keep && there;
-  if (thread < step.span_slots) step.kept[cluster] = keep ? 1 : 0;
   const int width = min(32, step.slots);
   float masses[kHeads];
 #pragma unroll
@@ -107,16 +103,20 @@ __device__ bool FilterClusters(const Step& step, const Unit& unit, int span, boo
       if (thread % width == 0) shared.sums[thread / width][g] = masses[g];
     }
   }
-  __syncthreads();
-  const int each = step.slots / width;
-  float* to = step.skipped +
-              (int64_t{unit.number} * step.segments + span * step.span_segments) * step.group;
-  for (int i = thread; i < step.span_segments * step.group; i += kBlockThreads) {
+  return keep;
+}
+
+// The masses of what is skipped of every segment of the span, from shared.sums.
+__device__ __forceinline__ void LeaveSkipped(const Step& step, const Unit& unit, int span,
+                                             const ScanShared& shared) {
+  const int each = step.slots / min(32, step.slots);
+  const int segment = unit.number * step.segments + span * step.span_segments;
+  float* to = OfHeads(step, step.skipped, segment);
+  for (int i = threadIdx.x; i < step.span_segments * step.group; i += kBlockThreads) {
     float sum = 0;
     for (int w = 0; w < each; ++w) sum += shared.sums[i / step.group * each + w][i % step.group];
     to[i] = sum;
   }
-  return keep;
 }
 
 // kFour: the group has at most four heads.
@@ -160,17 +160,18 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     uint32_t bounds[kHeads] = {};
     Members members = {};
     if (there) {
-      const int64_t from = (base * step.span_slots + thread) * step.group;
-      LoadHeads(step.bounds + from, step.group, bounds);
-      LoadHeads(step.scores + from, step.group, scores);
+      const uint32_t cluster = FirstCluster(step, unit, span) + thread;
+      LoadHeads(OfHeads(step, step.bounds, cluster), step.group, bounds);
+      LoadHeads(OfHeads(step, step.scores, cluster), step.group, scores);
       members = MembersOf(step, unit, span, thread);
     }
-    const bool keep = FilterClusters(step, unit, span, members.begin < members.end, bounds, shared);
+    const bool keep = FilterCluster(step, members.begin < members.end, bounds, shared);
     const int size = keep ? members.end - members.begin : 0;
     // Kept clusters and their tiles, counted at once.
     int all;
     const int before = BlockScan(keep ? 1 << 16 | RowTiles(size) : 0, shared.scratch, &all);
     const int count = all & 0xffff;
+    LeaveSkipped(step, unit, span, shared);
     ScanTile* to = tiles + (before & 0xffff);
     for (int i = 0; i < size; i += kTileRows)
       *to++ = ScanTile::Of(thread, members.begin + i, min(kTileRows, size - i));

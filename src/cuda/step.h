@@ -221,7 +221,6 @@ struct Step {
   uint8_t* reading;      // 1: verify has something to read
   uint16_t* tags;        // [span * span_keys]: of a listed row, its place among the span's members
   uint16_t* levels;      // [span * span_keys][level_stride]
-  uint8_t* kept;         // [segment * slots]
   uint8_t* kept_list;    // [segment * slots]: clusters of a span that are kept, one after the other
   int32_t* kept_counts;  // [span]: how many
   uint32_t* scan_tiles;  // [span][TilesOfSpan()]: ScanTile, of the clusters that are kept

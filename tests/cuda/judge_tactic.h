@@ -2,7 +2,9 @@
 #ifndef TACTIC_TESTS_CUDA_JUDGE_TACTIC_H_
 #define TACTIC_TESTS_CUDA_JUDGE_TACTIC_H_
 
+#include <algorithm>
 #include <cstring>
+#include <functional>
 #include <numeric>
 
 #include "src/cuda/code_tile.cuh"
@@ -118,23 +120,23 @@ class TacticJudge {
   }
 
   void JudgeKept() {
-    const auto kept = u_.Of(step_.kept, size_t(step_.segments) * step_.slots);
     const auto skipped = u_.Of(step_.skipped, size_t(step_.segments) * group_);
     std::vector<std::vector<double>> sums(group_, std::vector<double>(index_.segments, 0.0));
-    for (size_t c = 0; c < clusters_.size(); ++c) kept_.push_back(kept[index_.slot_of[c]] != 0);
     const auto listed = u_.Of(step_.kept_list, size_t(step_.segments) * step_.slots);
     const auto counts = u_.Of(step_.kept_counts, step_.spans);
+    std::vector<bool> kept(size_t(step_.segments) * step_.slots);
+    int64_t all_listed = 0;
     for (int j = 0; j < SpansOf(step_, index_); ++j) {
       const auto begin = listed.begin() + int64_t{j} * step_.span_slots;
-      std::vector<uint8_t> want;
-      for (size_t c = 0; c < clusters_.size(); ++c) {
-        const int in_span = index_.slot_of[c] - j * step_.span_slots;
-        if (kept_[c] && in_span >= 0 && in_span < step_.span_slots)
-          want.push_back(static_cast<uint8_t>(in_span));
-      }
-      v_->That(counts[j] == std::ssize(want) && std::equal(want.begin(), want.end(), begin),
-               "kept clusters of span " + std::to_string(j));
+      const auto end = begin + counts[j];
+      v_->That(std::adjacent_find(begin, end, std::greater_equal<>()) == end,
+               "kept clusters of span " + std::to_string(j) + " ascend");
+      for (auto c = begin; c != end; ++c) kept[j * step_.span_slots + *c] = true;
+      all_listed += counts[j];
     }
+    for (const int slot : index_.slot_of) kept_.push_back(kept[slot]);
+    v_->That(std::count(kept_.begin(), kept_.end(), true) == all_listed,
+             "no cluster without members is kept");
     for (int g = 0; g < group_; ++g) {
       double all = 0;
       for (size_t c = 0; c < clusters_.size(); ++c) {
