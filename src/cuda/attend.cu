@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   constexpr bool kPaper = kMode == Mode::kPaper;
   constexpr int kLead = kLeadTiles<kMode>;
   const int group_size = step.group * kSize;
-  WaitForPrevious(step);
+  WaitForPrevious();
   LetNextBegin();
   // What rank and sample count into has to be zero again, and nobody reads it any more.
   if (!kDense) {

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kBlockThreads, 6) CutKernel(const __grid_const
   SpanScores<kHeads> scores(step, blockIdx.y, blockIdx.x);
   const Unit unit = ReadUnit(step, blockIdx.y);
   SpanCluster<kHeads> cluster(step, unit, blockIdx.x, scores);
-  WaitForPrevious(step);
+  WaitForPrevious();
   LetNextBegin();
   if (IsDense(step, unit)) return;
   if (thread < step.group) ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];

@@ -320,7 +320,7 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
   const int thread = threadIdx.x;
   constexpr int kBinsHere = kPaper ? kBins : kMassBins;
   for (int i = thread; i < step.group * kBinsHere; i += kBlockThreads) bins[i] = 0;
-  WaitForPrevious(step);
+  WaitForPrevious();
   LetNextBegin();
   const Unit unit = FindUnit(step, blockIdx.y);
   const bool first = blockIdx.x == 0;

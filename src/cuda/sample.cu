@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kBlockThreads, 6)
   __shared__ PaperRanks ranks[kMaxGroup];
   __shared__ uint64_t scratch[kBlockWarps];
   const int thread = threadIdx.x;
-  WaitForPrevious(step);
+  WaitForPrevious();
   LetNextBegin();
   // All loads are under way before anybody waits for one.
   SpanScores<kHeads> scores(step, blockIdx.y, blockIdx.x);
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
   int* const before = reinterpret_cast<int*>(dynamic);  // [units + 1]: what the units ahead cost
   // Tiles ahead of each span's; later bins.
   uint32_t* const room = dynamic + (units + 4) / 4 * 4;
-  WaitForPrevious(step);
+  WaitForPrevious();
   LetNextBegin();
   const int all =
       AddUp(units, 0, before, shared.scratch, [&](int u) { return SampleTiles(step, u); });

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
   float* of_clusters = reinterpret_cast<float*>(tiles + TileRoom(step));
   auto* const bins_by_four = reinterpret_cast<uint4*>(bins);
   for (int i = thread; i < step.group * kBins / 4; i += kBlockThreads) bins_by_four[i] = {};
-  WaitForPrevious(step);
+  WaitForPrevious();
   LetNextBegin();
   const int64_t heads = int64_t{blockIdx.y} * step.group;
   const bool dense = __ldcg(step.dense + blockIdx.y) != 0;

@@ -22,15 +22,8 @@ __host__ __device__ constexpr int BlocksFor(int head_dim, int head_tiles, int wa
 }
 
 // A kernel that was launched before the one in front of it ended waits here until what that one
-// wrote is there. Every kernel of a step does so before it touches memory that a step writes. While
-// it waits, its parameters are fetched: every line of them that is first used later would be one
-// more wait for memory.
-__device__ __forceinline__ void WaitForPrevious(const Step& step) {
-  constexpr int kLineWords = 16;
-  const auto* words = reinterpret_cast<const uint32_t*>(&step);
-#pragma unroll
-  for (size_t i = 0; i < sizeof(Step) / sizeof(uint32_t); i += kLineWords)
-    asm volatile("" ::"r"(words[i]));
+// wrote is there. Every kernel of a step does so before it touches memory that a step writes.
+__device__ __forceinline__ void WaitForPrevious() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif

@@ -110,14 +110,14 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kDi
     shared.half[thread] =
         there ? CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e : 0.0f;
   if (done) {
-    WaitForPrevious(step);
+    WaitForPrevious();
     return;
   }
   __syncthreads();
   const Unit& unit = shared.unit;
   ShareQuery<Row::kIsBF16, kDim, kHeadTiles>(step, unit, query);
   const LaneAnchors<kHeadTiles> anchors(step, unit);
-  WaitForPrevious(step);
+  WaitForPrevious();
   LetNextBegin();
   const bool reading = !IsDense(step, unit) && __ldcg(step.reading + unit.number) != 0;
   if (thread < kMaxGroup) {
