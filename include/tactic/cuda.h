@@ -135,6 +135,8 @@ struct DeviceReport {
 class Decoder {
  public:
   // Buffers for steps of up to max_batch sequences of up to max_tokens positions each.
+  // InvalidArgument names what is wrong. All positions of all KV heads, max_tokens rounded up to
+  // whole segments, are fewer than 2^32, unless the mode is dense.
   static Status Create(const LayerShape& shape, const Options& options, int max_batch,
                        int64_t max_tokens, std::unique_ptr<Decoder>* decoder);
   ~Decoder();

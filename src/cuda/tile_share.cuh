@@ -60,7 +60,7 @@ struct UnitShare {
   int blocks;
 };
 
-// `all` tiles that `blocks` blocks share, at most as many: the first ones have one more each.
+// Tiles that blocks share evenly, no more blocks than tiles: the first blocks have one more each.
 class EvenShares {
  public:
   __device__ __forceinline__ EvenShares(int all, int blocks)
