@@ -20,7 +20,7 @@ struct RowEntry {
                                                   const SpanLists& list, int i) {
     if (i < unit.forced) return {static_cast<uint32_t>(i), -1};
     const int span = LastBefore(list.before, list.spans, i);
-    return {__ldcg(step.rows + (FirstRow(step, unit, span) + i - list.before[span])), span};
+    return {__ldcg(step.rows + (FirstRow(step, unit.number, span) + i - list.before[span])), span};
   }
 };
 
@@ -37,8 +37,9 @@ struct RowPlace {
               step.forced_logits + (int64_t{unit.number} * step.forced_room + i) * step.group};
     }
     const int position = entry.span * step.span_keys + PlaceOfRow(entry.row);
-    return {step.cache.Offset(unit.rows, position),
-            OfHeads(step, step.logits, FirstRow(step, unit, entry.span) + SlotOfRow(entry.row))};
+    return {
+        step.cache.Offset(unit.rows, position),
+        OfHeads(step, step.logits, FirstRow(step, unit.number, entry.span) + SlotOfRow(entry.row))};
   }
   __device__ __forceinline__ const float* LogitsOf(int lane) const {
     const auto at = static_cast<long long>(reinterpret_cast<uintptr_t>(logits));

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kBlockThreads, 6) CutKernel(const __grid_const
   __shared__ uint64_t scratch[kBlockWarps];
   const int thread = threadIdx.x;
   // What rank has left is there already (of what is read densely, too).
-  SpanScores<kHeads> scores(step, blockIdx.y, blockIdx.x);
+  const SpanScores<kHeads> scores(step, blockIdx.y, blockIdx.x);
   const Unit unit = ReadUnit(step, blockIdx.y);
   SpanCluster<kHeads> cluster(step, unit, blockIdx.x, scores);
   WaitForPrevious();
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kBlockThreads, 6) CutKernel(const __grid_const
     const Listing as = !wanted ? Listing::kNot : head ? Listing::kScored : Listing::kFresh;
     ListTiles(step, unit, span, cluster.members, as, false, head, scratch,
               step.selected + unit.number);
-    scores = SpanScores<kHeads>(step, unit.number, span + gridDim.x);
-    cluster = SpanCluster<kHeads>(step, unit, span + gridDim.x, scores);
+    const int next = span + gridDim.x;
+    cluster = SpanCluster<kHeads>(step, unit, next, SpanScores<kHeads>(step, unit.number, next));
   }
 }
 

@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 4))
     uint32_t bounds[kHeads] = {};
     Members members = {};
     if (there) {
-      const uint32_t cluster = FirstCluster(step, unit, span) + thread;
+      const uint32_t cluster = FirstCluster(step, unit.number, span) + thread;
       LoadHeads(OfHeads(step, step.bounds, cluster), step.group, bounds);
       LoadHeads(OfHeads(step, step.scores, cluster), step.group, scores);
       members = MembersOf(step, unit, span, thread);

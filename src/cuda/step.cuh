@@ -274,13 +274,11 @@ struct LaneAnchors {
 // Numbers of a span's first row, and of its first cluster, among those of all units: in 32 bits,
 // which Decoder::Create sees to, since addresses that are put together in 64 bits are much of what
 // there is to do for a tile.
-__device__ __forceinline__ uint32_t FirstRow(const Step& step, const Unit& unit, int span) {
-  return static_cast<uint32_t>(unit.number * step.spans + span) *
-         static_cast<uint32_t>(step.span_keys);
+__device__ __forceinline__ uint32_t FirstRow(const Step& step, int unit, int span) {
+  return static_cast<uint32_t>(unit * step.spans + span) * static_cast<uint32_t>(step.span_keys);
 }
-__device__ __forceinline__ uint32_t FirstCluster(const Step& step, const Unit& unit, int span) {
-  return static_cast<uint32_t>(unit.number * step.spans + span) *
-         static_cast<uint32_t>(step.span_slots);
+__device__ __forceinline__ uint32_t FirstCluster(const Step& step, int unit, int span) {
+  return static_cast<uint32_t>(unit * step.spans + span) * static_cast<uint32_t>(step.span_slots);
 }
 // What the group's heads have for a row or cluster.
 template <class T>

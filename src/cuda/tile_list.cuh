@@ -16,8 +16,7 @@ struct SpanScores {
   __device__ __forceinline__ SpanScores(const Step& step, int unit, int span) {
     const auto cluster = static_cast<int>(threadIdx.x);
     if (span >= step.spans || cluster >= step.span_slots) return;
-    const int64_t base = int64_t{unit} * step.spans + span;
-    LoadHeads(step.scores + (base * step.span_slots + cluster) * step.group, step.group, of);
+    LoadHeads(OfHeads(step, step.scores, FirstCluster(step, unit, span) + cluster), step.group, of);
   }
 };
 
@@ -88,7 +87,7 @@ struct TilePlace {
     const int span = NextBefore(list.before, list.spans, from, i);
     const int in_span = i - list.before[span];
     const int entry = kFresh ? step.span_keys - 1 - in_span : in_span;
-    return {{__ldcg(step.rows + (FirstRow(step, unit, span) + entry))}, span};
+    return {{__ldcg(step.rows + (FirstRow(step, unit.number, span) + entry))}, span};
   }
   // Of row `i` of 16, or the last there is.
   __device__ __forceinline__ int Position(const Step& step, const Unit& unit, int i) const {
@@ -98,14 +97,14 @@ struct TilePlace {
   }
   // Where row 0's logits are.
   __device__ __forceinline__ float* Logits(const Step& step, const Unit& unit) const {
-    return OfHeads(step, step.logits, FirstRow(step, unit, span) + tile.First());
+    return OfHeads(step, step.logits, FirstRow(step, unit.number, span) + tile.First());
   }
   // The cluster among those of the unit, and where its scores are.
   __device__ __forceinline__ int Cluster(const Step& step) const {
     return span * step.span_slots + tile.Cluster();
   }
   __device__ __forceinline__ const float* Scores(const Step& step, const Unit& unit) const {
-    return OfHeads(step, step.scores, FirstCluster(step, unit, span) + tile.Cluster());
+    return OfHeads(step, step.scores, FirstCluster(step, unit.number, span) + tile.Cluster());
   }
 };
 
