@@ -193,7 +193,7 @@ TEST(EvalInterrupt, LeavesNoResults) {
   const TemporaryFolder folder;
   const Outcome outcome =
       RunTactic({"eval", "kl", "--depths", "4096", "--no-cache", "--json", folder.path("kl.json")},
-                {.signal = SIGINT, .signal_after_s = 2});
+                {.signal = SIGINT, .after_s = 2});
   EXPECT_EQ(outcome.exit_code, kExitSignal + SIGINT) << outcome.err;
   EXPECT_NE(outcome.err.find("interrupted"), std::string::npos) << outcome.err;
   EXPECT_TRUE(folder.Files().empty());

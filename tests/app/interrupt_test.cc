@@ -10,6 +10,8 @@ namespace {
 
 // Enough to be reading a prompt that takes far longer.
 constexpr double kReadingSeconds = 2;
+// More than a token, less than an answer.
+constexpr size_t kSomeText = 100;
 
 TEST(Interrupt, WhileAPromptIsRead) {
   TACTIC_REQUIRE_MODEL();
@@ -17,7 +19,7 @@ TEST(Interrupt, WhileAPromptIsRead) {
   const Outcome outcome =
       RunTactic({"bench", "--depths", "32768", "--policies", "dense", "--cache-dir",
                  folder.path("cache"), "--json", folder.path("bench.json")},
-                {.signal = SIGINT, .signal_after_s = kReadingSeconds});
+                {.signal = SIGINT, .after_s = kReadingSeconds});
   EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
   EXPECT_NE(outcome.err.find("interrupted"), std::string::npos);
   EXPECT_TRUE(folder.Files().empty());
@@ -29,7 +31,7 @@ TEST(Interrupt, WhileTextIsGenerated) {
   const Outcome outcome =
       RunTactic({"run", "--raw", "-p", "Once upon a time", "-n", "100000", "--temp", "2",
                  "--policy", "stock", "--ctx", "32768", "--json", folder.path("run.json")},
-                {.signal = SIGINT, .signal_after_s = kReadingSeconds});
+                {.signal = SIGINT, .after_bytes = kSomeText});
   EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
   EXPECT_FALSE(outcome.out.empty()) << "what was generated until then is printed";
   EXPECT_NE(outcome.err.find("tok/s"), std::string::npos);

@@ -255,7 +255,7 @@ TEST_F(QualityTest, StopsWhenInterrupted) {
   const std::string path = Make("a.safetensors", MadeTrace(10, 3000, 3000));
   const Outcome outcome = RunTactic(
       {"quality", path, "--json", folder_.path("out.json"), "--csv", folder_.path("out.csv")},
-      {.signal = SIGINT, .signal_after_s = 0.3});
+      {.signal = SIGINT, .after_s = 2});
   EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
   EXPECT_NE(outcome.err.find("interrupted"), std::string::npos);
   EXPECT_EQ(outcome.out, "");

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -49,11 +50,16 @@ Outcome RunTactic(const std::vector<std::string>& arguments, const RunOptions& o
     _exit(127);
   }
   const auto start = Clock::now();
-  const auto signal_at = start + std::chrono::duration<double>(options.signal_after_s);
+  const auto signal_at = start + std::chrono::duration<double>(options.after_s);
+  const auto written = [&] {
+    std::error_code none_yet;
+    const uintmax_t bytes = fs::file_size(out, none_yet);
+    return none_yet ? 0 : bytes;
+  };
   bool signalled = options.signal == 0;
   int status = 0;
   while (waitpid(child, &status, WNOHANG) == 0) {
-    if (!signalled && Clock::now() >= signal_at) {
+    if (!signalled && Clock::now() >= signal_at && written() >= options.after_bytes) {
       kill(child, options.signal);
       signalled = true;
     }

@@ -16,8 +16,9 @@ struct Outcome {
 
 struct RunOptions {
   std::string input = {};  // stdin
-  int signal = 0;          // sent after `signal_after_s`; 0: none
-  double signal_after_s = 0;
+  int signal = 0;          // sent once the following hold; 0: none
+  double after_s = 0;      // seconds have passed
+  size_t after_bytes = 0;  // bytes have been written to stdout
 };
 
 // Runs `tactic` with `arguments` and waits for its end, killing it after some minutes.

@@ -214,7 +214,7 @@ TEST(Trace, InterruptedLeavesNoFile) {
   const TemporaryFolder folder;
   const Outcome outcome = RunTactic(
       {"trace", "--depth", "32768", "--cache-dir", folder.path("cache"), "-o", folder.path("a")},
-      {.signal = SIGINT, .signal_after_s = 2});
+      {.signal = SIGINT, .after_s = 2});
   EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
   EXPECT_NE(outcome.err.find("interrupted"), std::string::npos);
   EXPECT_TRUE(folder.Files().empty());
