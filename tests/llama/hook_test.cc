@@ -8,6 +8,9 @@
 namespace tactic::llama {
 namespace {
 
+// Tokens: the sinks, a segment of an index, the recent ones, and some beyond.
+constexpr int kPrompt = 1200;
+
 struct Rig {
   std::unique_ptr<Hook> hook;
   ContextPtr context;
@@ -58,54 +61,55 @@ TEST(HookTest, StockIsUntouched) {
 
 // A prompt read through our kernel leaves the model where stock attention leaves it.
 TEST(HookTest, PromptAttentionAgreesWithStock) {
-  const std::vector<llama_token> tokens = BookTokens(1520);
+  const std::vector<llama_token> tokens = BookTokens(kPrompt + 20);
   HookOptions stock;
   stock.policy = Policy::kStock;
   Rig theirs(stock);
-  theirs.Read(tokens, 1500);
-  const std::vector<float> want = theirs.Decode({tokens[1500]});
+  theirs.Read(tokens, kPrompt);
+  const std::vector<float> want = theirs.Decode({tokens[kPrompt]});
   const int64_t layers = llama_model_n_layer(Model());
   for (Policy policy : {Policy::kDense, Policy::kTactic}) {
     SCOPED_TRACE(PolicyName(policy));
     HookOptions options = HookOptions::For(policy);
     options.prompt_attention = true;
     Rig ours(options);
-    ours.Read(tokens, 1500);
+    ours.Read(tokens, kPrompt);
     const HookStats stats = ours.hook->TakeStats();
-    EXPECT_EQ(stats.nodes_ours, 4 * layers) << "four batches of up to 400 tokens";
+    EXPECT_EQ(stats.nodes_ours, 3 * layers) << "three batches of up to 400 tokens";
     EXPECT_EQ(stats.nodes_stock, 0);
     EXPECT_TRUE(ours.hook->LastProblem().ok());
     // As far as its two ways of attention are from each other.
     ASSERT_TRUE(ours.hook->SetOptions(stock).ok());
-    EXPECT_LT(Kl(want, ours.Decode({tokens[1500]})), 0.02);
+    EXPECT_LT(Kl(want, ours.Decode({tokens[kPrompt]})), 0.02);
     // Its nodes are stock's again: the same prompt gives the same.
     ours.RollBack(0);
-    ours.Read(tokens, 1500);
-    EXPECT_EQ(ours.Decode({tokens[1500]}), want);
+    ours.Read(tokens, kPrompt);
+    EXPECT_EQ(ours.Decode({tokens[kPrompt]}), want);
   }
 }
 
 TEST(HookTest, PoliciesAgreeOnRealText) {
   constexpr Policy kPolicies[] = {Policy::kStock, Policy::kDense, Policy::kPaper, Policy::kTactic};
-  const std::vector<llama_token> tokens = BookTokens(1520);
+  const std::vector<llama_token> tokens = BookTokens(kPrompt + 20);
   Rig run(HookOptions{});
-  run.Read(tokens, 1500);
+  run.Read(tokens, kPrompt);
   EXPECT_GT(run.hook->TakeStats().index_bytes, 0) << "keys are indexed while the prompt is read";
   std::vector<float> logits[4];
   HookStats stats[4];
   for (Policy policy : kPolicies) {
     const int i = static_cast<int>(policy);
     ASSERT_TRUE(run.hook->SetOptions(HookOptions::For(policy)).ok());
-    logits[i] = run.Decode({tokens[1500]});
+    logits[i] = run.Decode({tokens[kPrompt]});
     stats[i] = run.hook->TakeStats();
     EXPECT_TRUE(run.hook->LastProblem().ok());
-    run.RollBack(1500);
+    run.RollBack(kPrompt);
   }
   // What a policy computes does not depend on the one before it.
   for (Policy policy : {Policy::kTactic, Policy::kDense, Policy::kPaper}) {
     ASSERT_TRUE(run.hook->SetOptions(HookOptions::For(policy)).ok());
-    EXPECT_EQ(run.Decode({tokens[1500]}), logits[static_cast<int>(policy)]) << PolicyName(policy);
-    run.RollBack(1500);
+    EXPECT_EQ(run.Decode({tokens[kPrompt]}), logits[static_cast<int>(policy)])
+        << PolicyName(policy);
+    run.RollBack(kPrompt);
   }
 
   const int64_t layers = llama_model_n_layer(Model());
@@ -114,7 +118,7 @@ TEST(HookTest, PoliciesAgreeOnRealText) {
   EXPECT_EQ(stats[0].index_bytes, 0) << "an index that is there belongs to another policy";
   EXPECT_EQ(stats[1].nodes_ours, layers);
   EXPECT_EQ(stats[1].RowsFraction(), 1.0);
-  EXPECT_EQ(stats[1].rows_dense, 1501 * layers * llama_model_n_head_kv(Model()));
+  EXPECT_EQ(stats[1].rows_dense, (kPrompt + 1) * layers * llama_model_n_head_kv(Model()));
   EXPECT_EQ(stats[1].index_bytes, 0);
   for (Policy policy : {Policy::kPaper, Policy::kTactic}) {
     SCOPED_TRACE(PolicyName(policy));
@@ -132,13 +136,13 @@ TEST(HookTest, PoliciesAgreeOnRealText) {
 }
 
 TEST(HookTest, TacticSelectsAndKnowsHowMuchItRead) {
-  const std::vector<llama_token> tokens = BookTokens(1520);
+  const std::vector<llama_token> tokens = BookTokens(kPrompt + 20);
   Rig run(HookOptions{});
   EXPECT_EQ(run.hook->options().policy, Policy::kTactic);
-  run.Read(tokens, 1500);
-  run.Decode({tokens[1500]});
+  run.Read(tokens, kPrompt);
+  run.Decode({tokens[kPrompt]});
   run.hook->MeasureMass(true);
-  run.Decode({tokens[1501]});
+  run.Decode({tokens[kPrompt + 1]});
   const HookStats stats = run.hook->TakeStats();
   const int64_t heads = llama_model_n_layer(Model()) * llama_model_n_head(Model());
   EXPECT_EQ(stats.selections, 2 * heads) << "of every step, measured or not";
@@ -156,15 +160,15 @@ TEST(HookTest, TacticSelectsAndKnowsHowMuchItRead) {
 }
 
 TEST(HookTest, KeepsTheIndexOfEachPolicyUntilItsParametersChange) {
-  const std::vector<llama_token> tokens = BookTokens(1520);
+  const std::vector<llama_token> tokens = BookTokens(kPrompt + 20);
   Rig run(HookOptions{});
-  run.Read(tokens, 1500);
+  run.Read(tokens, kPrompt);
   run.hook->TakeStats();
   // Decodes a token and takes it back; whether that built anything.
   const auto builds = [&](const HookOptions& options) {
     EXPECT_TRUE(run.hook->SetOptions(options).ok());
-    run.Decode({tokens[1500]});
-    run.RollBack(1500);
+    run.Decode({tokens[kPrompt]});
+    run.RollBack(kPrompt);
     return run.hook->TakeStats().index_build_ns > 0;
   };
   HookOptions paper = HookOptions::For(Policy::kPaper);
@@ -192,13 +196,13 @@ TEST(HookTest, KeepsTheIndexOfEachPolicyUntilItsParametersChange) {
 }
 
 TEST(HookTest, MeasuresMassOnlyWhenAsked) {
-  const std::vector<llama_token> tokens = BookTokens(1520);
+  const std::vector<llama_token> tokens = BookTokens(kPrompt + 20);
   Rig run(HookOptions::For(Policy::kPaper));
-  run.Read(tokens, 1500);
-  run.Decode({tokens[1500]});
+  run.Read(tokens, kPrompt);
+  run.Decode({tokens[kPrompt]});
   EXPECT_EQ(run.hook->TakeStats().cases, 0);
   run.hook->MeasureMass(true);
-  run.Decode({tokens[1501]});
+  run.Decode({tokens[kPrompt + 1]});
   const HookStats stats = run.hook->TakeStats();
   EXPECT_EQ(stats.cases, llama_model_n_layer(Model()) * llama_model_n_head(Model()));
   EXPECT_GE(stats.union_mass_sum, stats.own_mass_sum);
@@ -209,22 +213,19 @@ TEST(HookTest, MeasuresMassOnlyWhenAsked) {
 }
 
 TEST(HookTest, SeveralTokensAtOnceEqualOneByOne) {
-  const std::vector<llama_token> tokens = BookTokens(1520);
-  const HookOptions options;
-  Rig at_once(options), one_by_one(options);
-  at_once.Read(tokens, 1500);
-  one_by_one.Read(tokens, 1500);
+  const std::vector<llama_token> tokens = BookTokens(kPrompt + 20);
+  Rig run(HookOptions{});
+  run.Read(tokens, kPrompt);
   for (Policy policy : {Policy::kPaper, Policy::kTactic}) {
     SCOPED_TRACE(PolicyName(policy));
-    for (Rig* rig : {&at_once, &one_by_one}) {
-      ASSERT_TRUE(rig->hook->SetOptions(HookOptions::For(policy)).ok());
-      rig->RollBack(1500);
-    }
+    ASSERT_TRUE(run.hook->SetOptions(HookOptions::For(policy)).ok());
     const std::vector<float> together =
-        at_once.Decode({tokens.begin() + 1500, tokens.begin() + 1504});
+        run.Decode({tokens.begin() + kPrompt, tokens.begin() + kPrompt + 4});
+    EXPECT_EQ(run.hook->TakeStats().fallbacks, 0);
+    run.RollBack(kPrompt);
     std::vector<float> single;
-    for (int i = 1500; i < 1504; ++i) single = one_by_one.Decode({tokens[i]});
-    EXPECT_EQ(at_once.hook->TakeStats().fallbacks, 0);
+    for (int i = kPrompt; i < kPrompt + 4; ++i) single = run.Decode({tokens[i]});
+    run.RollBack(kPrompt);
     // llama.cpp multiplies matrices differently for four tokens; its rounding reaches our choice of
     // rows.
     EXPECT_LT(Kl(single, together), 0.05);
