@@ -25,14 +25,28 @@ inline dim3 UnitGrid(const Step& step, int parts) {
   return dim3(parts, step.batch * step.kv_heads);
 }
 
+// Whether the code of the kernel that runs on this GPU has WaitForPrevious: a GPU newer than all
+// that the library was compiled for may run code of one that could not wait.
+inline Status CanWait(void (*kernel)(Step), bool* can) {
+  cudaFuncAttributes attributes = {};
+  TACTIC_RETURN_IF_ERROR(
+      FromCuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
+               "attributes of a kernel"));
+  constexpr int kFirstThatWaits = 90;
+  *can = attributes.ptxVersion >= kFirstThatWaits;
+  return Status::Ok();
+}
+
 // Blocks of kBlockThreads threads, with `shared` bytes of dynamic memory. They may begin while the
-// kernel before it ends (WaitForPrevious).
+// kernel before it ends, where they wait for it (WaitForPrevious).
 inline Status Launch(void (*kernel)(Step), const Step& step, dim3 grid, size_t shared,
                      Stream stream) {
   TACTIC_RETURN_IF_ERROR(FromCuda(
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                            cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
       "shared memory of a kernel"));
+  bool can_wait = false;
+  TACTIC_RETURN_IF_ERROR(CanWait(kernel, &can_wait));
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -42,7 +56,7 @@ inline Status Launch(void (*kernel)(Step), const Step& step, dim3 grid, size_t s
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.numAttrs = can_wait ? 1 : 0;
   return FromCuda(cudaLaunchKernelEx(&config, kernel, step), "launching a kernel");
 }
 

@@ -98,8 +98,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kDi
   __shared__ VerifyShared shared;
   __shared__ uint4 query[QueryTile<kDim, kHeadTiles>::kPieces * 32];
   const int thread = threadIdx.x;
-  // Who has nothing to read any more does not begin to. (Before the wait this may be out of date:
-  // then the unit has been reading, and is asked again.)
+  // Who has nothing to read any more does not begin to. (Before the wait this may be out of date,
+  // and not the same for all: then the unit has been reading, and is asked again.)
   const bool done = step.round > 0 && __ldcg(step.reading + blockIdx.y) == 0;
   ReadUnit(step, blockIdx.y, &shared.unit);
   const int64_t heads = int64_t{blockIdx.y} * step.group;
@@ -109,11 +109,10 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kDi
   if (thread < kMaxGroup)
     shared.half[thread] =
         there ? CodeError(step.bits) * step.queries[heads + thread].norm / 2 * kLog2e : 0.0f;
-  if (done) {
+  if (__syncthreads_and(done) != 0) {
     WaitForPrevious();
     return;
   }
-  __syncthreads();
   const Unit& unit = shared.unit;
   ShareQuery<Row::kIsBF16, kDim, kHeadTiles>(step, unit, query);
   const LaneAnchors<kHeadTiles> anchors(step, unit);
