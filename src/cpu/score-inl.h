@@ -18,9 +18,15 @@ namespace tactic::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Query heads that share one load of a row. Four heads times four rows are 16 accumulators: half of
-// AVX-512's registers.
+// Query heads that share one load of a row, at most. Four heads times four rows are 16 sums: half
+// of AVX-512's registers, and all that AVX2 has. There keys meet two or three heads at a time (rows
+// of 256 bytes in L2: four fifths of the time).
 constexpr int kHeadsPerLoad = 4;
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
+constexpr int kHeadsPerKeyLoad = 3;
+#else
+constexpr int kHeadsPerKeyLoad = kHeadsPerLoad;
+#endif
 // Rows per block: scores stay in L1 beside the block's keys, and one rescaling serves 64 rows.
 constexpr size_t kBlock = 64;
 // Into L2, of which a core can have more misses under way than of L1: a tenth of the rows of 128
@@ -180,13 +186,17 @@ HWY_INLINE void ScoreBlock(const QueryHeads& query, const HeadRows& keys,
   WithTag(keys.dim, [&](auto d) HWY_ATTR {
     WithType(keys.type, [&](auto type) HWY_ATTR {
       constexpr ElementType kType = decltype(type)::value;
-      for (int g = 0; g < query.heads; g += kHeadsPerLoad) {
+      for (int g = 0, at_once = 0; g < query.heads; g += at_once) {
+        // One too many are two halves.
+        const int left = query.heads - g;
+        at_once = left == kHeadsPerKeyLoad + 1 ? (left + 1) / 2 : std::min(kHeadsPerKeyLoad, left);
         const float* q = query.q + g * query.stride;
         float* out = scores + g * kBlock;
         const Lookahead once = g == 0 ? ahead : Lookahead();
-        switch (std::min(kHeadsPerLoad, query.heads - g)) {
+        switch (at_once) {
           case 4:
-            DotBlock<kType, 4>(d, q, query.stride, keys, cells, n, once, out, kBlock);
+            if constexpr (kHeadsPerKeyLoad >= 4)
+              DotBlock<kType, 4>(d, q, query.stride, keys, cells, n, once, out, kBlock);
             break;
           case 3:
             DotBlock<kType, 3>(d, q, query.stride, keys, cells, n, once, out, kBlock);
