@@ -10,8 +10,8 @@ namespace {
 
 // Enough to be reading a prompt that takes far longer.
 constexpr double kReadingSeconds = 2;
-// More than a token, less than an answer.
-constexpr size_t kSomeText = 100;
+// A few tokens.
+constexpr size_t kSomeText = 20;
 
 TEST(Interrupt, WhileAPromptIsRead) {
   TACTIC_REQUIRE_MODEL();
