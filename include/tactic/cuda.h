@@ -106,8 +106,8 @@ struct DecodeRequest {
   void* out = nullptr;  // [batch][q_heads][head_dim]
   Element out_type = Element::kBF16;
   KvCache cache;
-  // [batch]: visible positions of each sequence, the new one's too. One of 0 leaves its output as
-  // it is.
+  // [batch]: visible positions of each sequence, the new one's too. One of 0 leaves its output, and
+  // what reports() and SelectedRows() say of it, as they are.
   const int32_t* lengths = nullptr;
   // [batch]: Index::device_view() of each sequence; a null entry, or no array, is read densely.
   const void* const* indexes = nullptr;
