@@ -66,11 +66,7 @@ class Lookahead {
     rest.end_ = end_ - std::min(end_, n);
     return rest;
   }
-  // With row i, or with a part of it.
-  HWY_INLINE void At(size_t i, const HeadRows& rows, const uint32_t* HWY_RESTRICT cells,
-                     size_t row_bytes) const {
-    At(i, rows, cells, row_bytes, {0, row_bytes});
-  }
+  // Part of a row.
   struct Bytes {
     size_t begin;
     size_t end;
@@ -136,7 +132,7 @@ HWY_INLINE void DotBlock(D d, const float* HWY_RESTRICT q, size_t q_stride, cons
     const uint8_t* rows[4];
     for (size_t r = 0; r < 4; ++r) {
       rows[r] = keys.data + cells[std::min(i + r, n - 1)] * keys.stride;
-      if (i + r < n) ahead.At(i + r, keys, cells, row_bytes);
+      if (i + r < n) ahead.At(i + r, keys, cells, row_bytes, {0, row_bytes});
     }
     V sum[kHeads][4];
     for (int g = 0; g < kHeads; ++g) {
