@@ -19,54 +19,65 @@ struct MergedHead {
 // merged), called with elements x and x + 1 of the sums, for all of them in twos. All threads of
 // the block.
 //
-// A warp does 64 elements of a head at a time, and a lane looks at the head of a state: so nobody
-// waits for other warps. A unit may have more than a hundred states; 16 are under way at once (8K
-// to 31K tokens on an H200: 8 or 32 take 1 to 5 % longer).
+// A warp does 64 elements of a head at a time, so nobody waits for other warps: each half of it
+// reads every other state, and each of its lanes looks at the head of one. A unit may have more
+// than a hundred states; 16 are under way at once (8K to 31K tokens on an H200: 8 or 32 take 1 to
+// 5 % longer). Beyond the last state the last is read again, and weighs nothing.
 template <int kDim, bool kGlobal, class To>
 __device__ void MergeStates(const float* states, int count, int stride, int group, const To& to) {
   constexpr int kAtOnce = kGlobal ? 16 : kBlockWarps;
+  constexpr int kEach = kAtOnce / 2;  // of a half of the warp
   constexpr int kPieces = (kDim + 63) / 64;
+  static_assert(kDim % 4 == 0 && kAtOnce <= 32);
   const int thread = OnlyHere(threadIdx.x);
   stride = OnlyHere(stride);
   group = OnlyHere(group);
-  const int lane = thread & 31;
+  count = OnlyHere(count);
+  const int half = thread >> 4 & 1;
+  const int lane = thread & 15;
+  const auto load = [](const float* from) {
+    const auto* at = reinterpret_cast<const float4*>(from);
+    return kGlobal ? __ldcg(at) : *at;
+  };
   for (int task = thread >> 5; task < group * kPieces; task += kBlockWarps) {
     const int g = task / kPieces;
-    const int x = task % kPieces * 64 + 2 * lane;
+    const int x = task % kPieces * 64 + 4 * lane;
     const float* of = states + g * kStateSize<kDim>;
+    const float* elements = of + min(x, kDim - 4);
     auto done = to(g);
     MergedHead all = {kNothing, 0, 0, 0};
-    float2 sum = {0, 0};
-    for (int first = 0; first < count; first += kAtOnce) {
+    float4 sum = {0, 0, 0, 0};
+    for (int first = half; first - half < count; first += kAtOnce) {
+      // The lane's state is the half's number `lane`.
       float4 head = {kNothing, 0, 0, 0};
-      float2 sums[kAtOnce];
-      if (lane < min(kAtOnce, count - first)) {
-        const auto* at = reinterpret_cast<const float4*>(of + lane * stride + kDim);
-        head = kGlobal ? __ldcg(at) : *at;
-      }
+      const int mine = first + 2 * lane;
+      if (lane < kEach && mine < count) head = load(of + mine * stride + kDim);
+      float4 sums[kEach];
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k, of += stride) {
-        sums[k] = {0, 0};
-        if (first + k >= count || x >= kDim) continue;
-        const auto* at = reinterpret_cast<const float2*>(of + x);
-        sums[k] = kGlobal ? __ldcg(at) : *at;
-      }
+      for (int k = 0; k < kEach; ++k)
+        sums[k] = load(elements + min(first + 2 * k, count - 1) * stride);
       const float max = fmaxf(all.max, WarpMax(head.x));
       const float before = Exp2(all.max - max);
       const float f = Exp2(head.x - max);
       // Of this lane's states: added up at the end.
       all = {max, before * all.weights + f * head.y, before * all.rows + f * head.z,
              all.own + head.w};
-      sum = {before * sum.x, before * sum.y};
+      sum = {before * sum.x, before * sum.y, before * sum.z, before * sum.w};
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        const float of_state = __shfl_sync(kAllLanes, f, k);
+      for (int k = 0; k < kEach; ++k) {
+        const float of_state = __shfl_sync(kAllLanes, f, k, 16);
         sum.x += of_state * sums[k].x;
         sum.y += of_state * sums[k].y;
+        sum.z += of_state * sums[k].z;
+        sum.w += of_state * sums[k].w;
       }
     }
     all = {all.max, WarpSum(all.weights), WarpSum(all.rows), WarpSum(all.own)};
-    if (x < kDim) done(x, sum, all);
+    // A half ends two elements of the four.
+    float2 ends = half == 0 ? float2{sum.x, sum.y} : float2{sum.z, sum.w};
+    ends.x += __shfl_xor_sync(kAllLanes, half == 0 ? sum.z : sum.x, 16);
+    ends.y += __shfl_xor_sync(kAllLanes, half == 0 ? sum.w : sum.y, 16);
+    if (x < kDim) done(x + 2 * half, ends, all);
   }
   __syncthreads();
 }
