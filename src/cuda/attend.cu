@@ -78,10 +78,15 @@ __device__ void AttendAll(const Step& step, const Unit& unit, int begin, int end
 }
 
 // How many of the grid's blocks share `tiles`: those that run at once, or more where there is
-// enough to do for each (kLeastTiles); fewer where there are not `each` tiles for each.
-__device__ __forceinline__ int BlocksAtWork(const Step& step, int tiles, int each) {
+// enough to do for each (kLeastTiles); fewer where there are not `each` tiles for each. Where there
+// is little for each, a multiple of `units` if that leaves few of them out: where units are alike,
+// no block has tiles of two, which takes longer.
+__device__ __forceinline__ int BlocksAtWork(const Step& step, int tiles, int each, int units) {
   const int worthwhile = min(static_cast<int>(gridDim.x), tiles / kLeastTiles);
-  return min((tiles + each - 1) / each, max(step.attend_wave, worthwhile));
+  const int blocks = min((tiles + each - 1) / each, max(step.attend_wave, worthwhile));
+  const int over = blocks % units;
+  constexpr int kOneOf = 32;
+  return blocks > worthwhile && over <= blocks / kOneOf ? blocks - over : blocks;
 }
 
 // What is even among blocks is the time they take: a fresh tile, whose keys are read, too, counts
@@ -114,8 +119,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   LetNextBegin();
   // What rank and sample count into has to be zero again, and nobody reads it any more.
   if (!kDense) {
-    const int64_t bins = int64_t{units} * step.group * kBins;
-    for (int64_t i = blockIdx.x * kBlockThreads + thread; i < bins;
+    const uint32_t bins = static_cast<uint32_t>(units * step.group) * kBins;
+    for (uint32_t i = blockIdx.x * kBlockThreads + thread; i < bins;
          i += gridDim.x * kBlockThreads) {
       step.cluster_bins[i] = 0;
       if (kPaper)
@@ -136,8 +141,10 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
                          kFreshTile * __ldcg(&step.selected[u].fresh);
     return kLead + (__ldcg(step.dense + u) == 0 ? selected : tiles);
   });
-  const int blocks = BlocksAtWork(step, all, kDense ? 1 : kTilesEach);
-  ForEachShare(before, units, kLead, all, blocks, [&](const UnitShare& share) {
+  const TileShares shares = {
+      before, units, kLead,
+      kDense ? BlocksAtWork(step, all, 1, units) : BlocksAtWork(step, all, kTilesEach, 1)};
+  ForEachShare(shares, [&](const UnitShare& share) {
     const int begin = share.begin;
     const int end = share.end;
     const Unit unit = kDense ? FindUnit(step, share.unit) : ReadUnit(step, share.unit);
@@ -196,7 +203,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
                 step.value_unit, lane);
     __syncthreads();
     const Finish finish = {step, unit, dense, rows};
-    if (share.blocks == 1) {
+    const BlockRange range = shares.BlocksOf(share.unit);
+    if (range.count == 1) {
       MergeStates<kDim, false>(states_here, kBlockWarps, group_size, step.group, finish);
       return;
     }
@@ -214,9 +222,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
         }
       };
     });
-    if (!EndsLast(step, unit, share.blocks, &shared.flag)) return;
-    MergeStates<kDim, true>(state_of(share.first_block), share.blocks, group_size, step.group,
-                            finish);
+    if (!EndsLast(step, unit, range.count, &shared.flag)) return;
+    MergeStates<kDim, true>(state_of(range.first), range.count, group_size, step.group, finish);
   });
 }
 

@@ -21,11 +21,11 @@ struct MergedHead {
 //
 // A warp does 64 elements of a head at a time, so nobody waits for other warps: each half of it
 // reads every other state, and each of its lanes looks at the head of one. A unit may have more
-// than a hundred states; 16 are under way at once (8K to 31K tokens on an H200: 8 or 32 take 1 to
-// 5 % longer). Beyond the last state the last is read again, and weighs nothing.
+// than a hundred states, of which 32 are under way at once. Beyond the last state the last is read
+// again, and weighs nothing.
 template <int kDim, bool kGlobal, class To>
 __device__ void MergeStates(const float* states, int count, int stride, int group, const To& to) {
-  constexpr int kAtOnce = kGlobal ? 16 : kBlockWarps;
+  constexpr int kAtOnce = kGlobal ? (kDim <= 64 ? 32 : 16) : kBlockWarps;
   constexpr int kEach = kAtOnce / 2;  // of a half of the warp
   constexpr int kPieces = (kDim + 63) / 64;
   static_assert(kDim % 4 == 0 && kAtOnce <= 32);

@@ -183,7 +183,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
   const int all =
       AddUp(units, 0, before, shared.scratch, [&](int u) { return SampleTiles(step, u); });
   const int blocks = min((all + kTilesEach - 1) / kTilesEach, static_cast<int>(gridDim.x));
-  ForEachShare(before, units, kLead, all, blocks, [&](const UnitShare& share) {
+  const TileShares shares = {before, units, kLead, blocks};
+  ForEachShare(shares, [&](const UnitShare& share) {
     const Unit unit = ReadUnit(step, share.unit);
     const int64_t first_head = int64_t{unit.number} * step.group;
     if (thread < step.group) shared.ranks[thread] = step.ranks[first_head + thread];
@@ -195,7 +196,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
       ScoreSamples<Row, kDim, kHeadTiles>(step, unit, {list_room, unit.spans, tiles}, share.begin,
                                           share.end, shared);
     }
-    if (!EndsLast(step, unit, share.blocks, &shared.flag)) return;
+    if (!EndsLast(step, unit, shares.BlocksOf(share.unit).count, &shared.flag)) return;
     const int warp = thread >> 5;
     for (int g = warp; g < step.group; g += kBlockWarps)
       FindCut(step, unit, g, room + warp * kBins);

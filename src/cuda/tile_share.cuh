@@ -56,47 +56,59 @@ struct UnitShare {
   int unit;
   int begin;
   int end;
-  int first_block;  // of `blocks` that have tiles of it
+};
+
+// The blocks that have tiles of a unit.
+struct BlockRange {
+  int first;
+  int count;
+};
+
+// The tiles of all units, which `blocks` of the grid share evenly, no more blocks than tiles.
+// Shares that are longer by one lie among the others: units of the same length end where blocks do,
+// if there are as many blocks for each.
+struct TileShares {
+  const int* before;  // [units + 1]: what is ahead of each unit, in tiles; last: all
+  int units;
+  int lead;  // what it costs to begin with a unit
   int blocks;
-};
 
-// Tiles that blocks share evenly, no more blocks than tiles: the first blocks have one more each.
-class EvenShares {
- public:
-  __device__ __forceinline__ EvenShares(int all, int blocks)
-      : each_(all / blocks), longer_(all - each_ * blocks) {}
-  // The first tile of block `block`.
+  // The first tile of a block: block * all / blocks.
   __device__ __forceinline__ int Begin(int block) const {
-    return block * each_ + min(block, longer_);
+    const int all = before[units];
+    const int each = all / blocks;
+    return block * each + block * (all - each * blocks) / blocks;
   }
+  // The last block that begins at or before a tile. Floats miss it by one at most, with as many
+  // blocks as a grid of attend has; to divide exactly takes 64 bits, or calls a function.
   __device__ __forceinline__ int BlockOf(int tile) const {
-    const int by_longer = tile / (each_ + 1);
-    return by_longer < longer_ ? by_longer : longer_ + (tile - longer_ * (each_ + 1)) / each_;
+    const float share = __fdividef(static_cast<float>(blocks), static_cast<float>(before[units]));
+    const auto block = static_cast<int>(static_cast<float>(tile) * share);
+    return block - (Begin(block) > tile) + (Begin(block + 1) <= tile);
   }
-
- private:
-  int each_;
-  int longer_;
+  // Asked for when the tiles are done, and not worked out before.
+  __device__ __forceinline__ BlockRange BlocksOf(int unit) const {
+    const TileShares here = {before, OnlyHere(units), lead, OnlyHere(blocks)};
+    unit = OnlyHere(unit);
+    const int first = here.BlockOf(before[unit] + lead);
+    return {first, here.BlockOf(before[unit + 1] - 1) - first + 1};
+  }
 };
 
-// Calls work(share) for the units of which this block has tiles, one after the other, where
-// before[u] of `all` are what the units ahead of u cost, in tiles, and `blocks` of the grid have
-// work. To begin with a unit costs `lead` tiles.
+// Calls work(share) for the units of which this block has tiles, one after the other.
 template <class Work>
-__device__ void ForEachShare(const int* before, int units, int lead, int all, int blocks,
-                             const Work& work) {
-  if (static_cast<int>(blockIdx.x) >= blocks) return;
-  const EvenShares shares(all, blocks);
+__device__ void ForEachShare(const TileShares& shares, const Work& work) {
+  if (static_cast<int>(blockIdx.x) >= shares.blocks) return;
+  const int* before = shares.before;
   const int begin = shares.Begin(blockIdx.x);
   const int stop = shares.Begin(blockIdx.x + 1);
-  for (int u = LastBefore(before, units, begin); u < units && before[u] + lead < stop; ++u) {
-    const int first = before[u] + lead;
+  for (int u = LastBefore(before, shares.units, begin);
+       u < shares.units && before[u] + shares.lead < stop; ++u) {
+    const int first = before[u] + shares.lead;
     const int next = before[u + 1];
     const int at = max(begin, first);
     if (next <= at) continue;  // a unit without tiles, or the last of one before
-    const int first_block = shares.BlockOf(first);
-    work(UnitShare{u, at - first, min(stop, next) - first, first_block,
-                   shares.BlockOf(next - 1) - first_block + 1});
+    work(UnitShare{u, at - first, min(stop, next) - first});
   }
 }
 
