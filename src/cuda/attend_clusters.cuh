@@ -127,9 +127,9 @@ __device__ void AttendFresh(const Step& step, const Unit& unit, const SpanLists&
     };
     KeyTile<Row, kDim> keys;
     keys.Load(row(r), row(r + 8), lane);
-    LoadValues(step, offset, values);
     float s[kHeadTiles][4];
     ScoreFresh<Row, kDim>(step, unit, now, query, keys, s, own);
+    LoadValues(step, offset, values);
     now = next;
     next = find(now.span, tile + 2 * kBlockWarps);
     offset = offset_of(now);

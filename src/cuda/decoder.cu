@@ -278,7 +278,8 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   step.out = request.out;
   step.out_type = request.out_type;
   step.scale = request.scale * kLog2e;
-  step.softcap = request.softcap * kLog2e;
+  const float cap = request.softcap * kLog2e;
+  step.softcap = {cap, cap > 0 ? 2 * kLog2e / cap : 0};
   step.key_unit = step.scale * (fp8 ? request.cache.key_scale * kE4M3Unit : 1.0f);
   step.value_unit = fp8 ? request.cache.value_scale * kE4M3Unit : 1.0f;
   step.lengths = request.lengths;

@@ -216,7 +216,7 @@ struct ClusterBounds {
   float token;
 };
 template <int kDim>
-__device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, float softcap) {
+__device__ __forceinline__ ClusterBounds BoundsOf(const ClusterView& c, const Softcap& softcap) {
   const float log_size = __logf(static_cast<float>(c.size));
   const float v = fminf(c.variance, 2 * kLargestHalfNats);
   const float excess = v < 2 * log_size ? v / 2 : sqrtf(2 * v * log_size) - log_size;

@@ -61,9 +61,12 @@ struct LaneHeads {
 
   // Of a key with that scale, from the product of its code and what its cluster has (ClusterLevel).
   __device__ __forceinline__ uint32_t Level(int n, int h, int dot, float scale, float of_cluster,
-                                            float softcap, const float* zeros) const {
+                                            const Softcap& softcap, const float* zeros) const {
     float x = fmaf(scale, fmaf(static_cast<float>(dot), unit[n][h], offset[n][h]), of_cluster);
-    if (softcap > 0) x = Capped(x, softcap * kLevelsPerOctave) + zeros[Share::Head(n, h)];
+    if (softcap.cap > 0) {
+      constexpr float kLevels = kLevelsPerOctave;
+      x = fmaf(Capped(x / kLevels, softcap), kLevels, zeros[Share::Head(n, h)]);
+    }
     // Negative numbers and NaN become 0.
     const uint32_t level = __float2uint_rz(x + fminf(half[n][h] * (scale * scale), kMostHalf));
     return min(level, static_cast<uint32_t>(kLastLevel));
@@ -71,8 +74,8 @@ struct LaneHeads {
 };
 
 // A centroid's logit in levels: from the lowest level on, unless it is to be capped with a key's.
-__device__ __forceinline__ float ClusterLevel(float score, float softcap, float zero) {
-  return fmaf(score, static_cast<float>(kLevelsPerOctave), softcap > 0 ? 0.0f : zero);
+__device__ __forceinline__ float ClusterLevel(float score, const Softcap& softcap, float zero) {
+  return fmaf(score, static_cast<float>(kLevelsPerOctave), softcap.cap > 0 ? 0.0f : zero);
 }
 
 // Whether cluster `thread` of the span is kept. Leaves masses of those that are not in shared.sums.

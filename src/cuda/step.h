@@ -145,6 +145,12 @@ struct ListedTile {
 static_assert(kMaxSlots == 256);
 #endif
 
+// Of logits in octaves: cap * tanh(x / cap).
+struct Softcap {
+  float cap;   // 0: none
+  float rate;  // 2 log2(e) / cap
+};
+
 struct Step {
   // --- the request ---
   int batch;
@@ -164,7 +170,7 @@ struct Step {
   float key_unit;     // logits in octaves = products of stored numbers * key_unit
   float value_unit;   // values = stored numbers * value_unit
   float scale;        // of the request, times log2(e)
-  float softcap;      // in octaves; 0: none
+  Softcap softcap;
   uint32_t signs[8];  // of the rotation (codes.h): bit x % 32 of word x / 32 flips element x
   const int32_t* lengths;
   const DeviceIndex* const* indexes;  // or null: everything is read
