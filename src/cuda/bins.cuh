@@ -3,6 +3,8 @@
 #ifndef TACTIC_SRC_CUDA_BINS_CUH_
 #define TACTIC_SRC_CUDA_BINS_CUH_
 
+#include <type_traits>
+
 #include "src/cuda/step.cuh"
 
 namespace tactic::cuda {
@@ -37,12 +39,23 @@ __device__ __forceinline__ void CopyBins(const uint32_t* from, uint32_t* to) {
   __syncwarp();
 }
 
-// What chunk `lane` holds: value(bin, count) and counts, added up.
+// What chunk `lane` holds, value(bin, count) and counts, added up; and both with all chunks above.
 template <class T>
 struct BinSums {
   T sum = 0;
   int rows = 0;
+  T down_to = 0;
+  int rows_down_to = 0;
+
+  __device__ __forceinline__ T Total() const { return __shfl_sync(kAllLanes, down_to, 31); }
+  __device__ __forceinline__ BinSums<int> OfRows() const {
+    return {rows, rows, rows_down_to, rows_down_to};
+  }
 };
+// Integers are sums of counts, which need not be added up twice.
+template <class T>
+inline constexpr bool kAreCounts = std::is_same_v<T, int>;
+
 template <class T, class Value>
 __device__ __forceinline__ BinSums<T> SumBins(const uint32_t* bins, const Value& value) {
   const int lane = threadIdx.x & 31;
@@ -61,8 +74,19 @@ __device__ __forceinline__ BinSums<T> SumBins(const uint32_t* bins, const Value&
       rows[c] += count;
     }
   }
-  const BinSums<T> mine = {WarpSums(sums), WarpSums(rows)};
-  return lane < kChunks ? mine : BinSums<T>();
+  BinSums<T> mine;
+  mine.sum = WarpSums(sums);
+  if (lane >= kChunks) mine.sum = 0;
+  mine.down_to = WarpScan(mine.sum, lane);
+  if constexpr (kAreCounts<T>) {
+    mine.rows = mine.sum;
+    mine.rows_down_to = mine.down_to;
+  } else {
+    mine.rows = WarpSums(rows);
+    if (lane >= kChunks) mine.rows = 0;
+    mine.rows_down_to = WarpScan(mine.rows, lane);
+  }
+  return mine;
 }
 
 // The highest bin down to which the bins hold `need`; -1: they hold less.
@@ -77,15 +101,11 @@ template <class T, class Value>
 __device__ __forceinline__ BinPlace<T> FindBin(const uint32_t* bins, const BinSums<T>& chunks,
                                                T need, const Value& value) {
   const int lane = threadIdx.x & 31;
-  const T down_to = WarpScan(chunks.sum, lane);
-  const int rows_down_to = WarpScan(chunks.rows, lane);
-  const unsigned holds = __ballot_sync(kAllLanes, lane < kChunks && down_to >= need);
-  if (holds == 0) {
-    return {-1, __shfl_sync(kAllLanes, down_to, 31), __shfl_sync(kAllLanes, rows_down_to, 31), 0};
-  }
+  const unsigned holds = __ballot_sync(kAllLanes, lane < kChunks && chunks.down_to >= need);
+  if (holds == 0) return {-1, chunks.Total(), chunks.OfRows().Total(), 0};
   const int chunk = __ffs(static_cast<int>(holds)) - 1;
-  const T above = __shfl_sync(kAllLanes, down_to - chunks.sum, chunk);
-  const int rows_above = __shfl_sync(kAllLanes, rows_down_to - chunks.rows, chunk);
+  const T above = __shfl_sync(kAllLanes, chunks.down_to - chunks.sum, chunk);
+  const int rows_above = __shfl_sync(kAllLanes, chunks.rows_down_to - chunks.rows, chunk);
   const int lowest = LowestOfLane(chunk, lane);
   const uint4 counts = ReadBins(bins, lowest);
   T sums[4];  // from the highest of the four down
@@ -101,7 +121,8 @@ __device__ __forceinline__ BinPlace<T> FindBin(const uint32_t* bins, const BinSu
     rows[j] = count;
   }
   const T before = above + WarpScan(sum, lane) - sum;
-  const int rows_before = rows_above + WarpScan(count, lane) - count;
+  const int rows_before =
+      kAreCounts<T> ? static_cast<int>(before) : rows_above + WarpScan(count, lane) - count;
   const unsigned here = __ballot_sync(kAllLanes, before + sum >= need);
   // Rounding may leave the chunk's sum, added up in another order, just below: then its last bin.
   const int owner = here == 0 ? 31 : __ffs(static_cast<int>(here)) - 1;

@@ -24,14 +24,21 @@ __device__ __forceinline__ float KeyMass(int bin, int count) {
   return static_cast<float>(count) * Exp2(LogitOfBin(bin));
 }
 
-// Lowers m.low to where the head has read enough, by what is known; m.high becomes what m.low was.
-// `ratio`: what keys keep of what their codes promise.
+// What may not have been read, with margins.
+__device__ __forceinline__ float UnreadAtMost(const Step& step, const HeadMass& m) {
+  return step.unread_margin * UnreadKeys(m) + step.skipped_margin * m.skipped;
+}
+// Whether the head has to read more, as it has where masses are NaN, and can.
+__device__ __forceinline__ bool FallsShort(const Step& step, const HeadMass& m) {
+  return !(m.exact >= step.target * (m.exact + UnreadAtMost(step, m))) && m.low != 0;
+}
+
+// Lowers m.low to where the head, which falls short, has read enough, by what is known. `ratio`:
+// what keys keep of what their codes promise.
 __device__ __forceinline__ void PlanHead(const Step& step, const uint32_t* bins,
                                          const BinSums<float>& chunks, float ratio, HeadMass& m) {
-  m.high = m.low;
-  const float unread = step.unread_margin * UnreadKeys(m) + step.skipped_margin * m.skipped;
+  const float unread = UnreadAtMost(step, m);
   const float p = step.target;
-  if (m.exact >= p * (m.exact + unread) || m.low == 0) return;
   // x more, by estimate, is S + ratio x = P (S + ratio x + unread - margin x).
   const float more =
       (p * (m.exact + unread) - m.exact) / (ratio * (1 - p) + p * step.unread_margin);
@@ -65,33 +72,33 @@ __device__ __forceinline__ void PlanUnit(const Step& step, const Unit& unit, int
                            unit.spans, step.group);
     const StridedSum errors(unit.errors, unit.segments, 1);
     uint32_t* bins = room + (threadIdx.x >> 5) * kBins;
-    CopyBins(step.key_bins + head * kBins, bins);
-    const BinSums<float> chunks = SumBins<float>(bins, KeyMass);
+    if (after <= step.rounds) CopyBins(step.key_bins + head * kBins, bins);
+    float ratio = 1;
+    BinSums<float> chunks;
     if (after == 0) {
+      chunks = SumBins<float>(bins, KeyMass);
       m.fixed = fixed.Get();
       m.skipped = skipped.Get();
-      m.total = WarpSum(chunks.sum);
+      m.total = chunks.Total();
       m.exact = m.fixed;
       m.low = kNoKey;
       // A key whose level has no room: its mass is unknown.
       if (lane == 0 && bins[kBins - 1] != 0) atomicOr(&dense, 1);
+      const float error = errors.Get() / unit.segments * step.queries[head].norm;
+      ratio = Exp2(-kGpuCaution * kLog2e * error);
     } else {
       m.exact += found.Get();
+      if (m.estimated > 0) ratio = fminf((m.exact - m.fixed) / m.estimated, 1.0f);
     }
+    m.high = m.low;
     if (after <= step.rounds) {
-      float ratio = 1;
-      if (after == 0) {
-        const float error = errors.Get() / unit.segments * step.queries[head].norm;
-        ratio = Exp2(-kGpuCaution * kLog2e * error);
-      } else if (m.estimated > 0) {
-        ratio = fminf((m.exact - m.fixed) / m.estimated, 1.0f);
+      if (FallsShort(step, m)) {
+        if (after > 0) chunks = SumBins<float>(bins, KeyMass);
+        PlanHead(step, bins, chunks, fmaxf(ratio, kLeastRatio), m);
       }
-      PlanHead(step, bins, chunks, fmaxf(ratio, kLeastRatio), m);
       m.rounds += after > 0 && m.low < m.high;
       if (static_cast<float>(m.rows + unit.forced) > step.dense_share * unit.tokens)
         if (lane == 0) atomicOr(&dense, 1);
-    } else {
-      m.high = m.low;
     }
     if (lane != 0) continue;
     if (m.low < m.high || after == 0) {

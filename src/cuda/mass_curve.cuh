@@ -73,7 +73,7 @@ __device__ inline void FindCut(const Step& step, const Unit& unit, int g, uint32
     CopyBins(step.cluster_bins + at * kBins, bins);
     const auto mass = [&](int bin, int) { return bin < ranks.head_bin ? 0.0f : masses[bin]; };
     const BinSums<float> chunks = SumBins<float>(bins, mass);
-    const float head = fixed + WarpSum(chunks.sum);
+    const float head = fixed + chunks.Total();
     const auto h = static_cast<float>(max(1, ranks.head_rows));
     const auto n = static_cast<float>(ranks.all_rows);
     const float near = near_window.Mean();
@@ -111,8 +111,8 @@ __device__ inline void FindCut(const Step& step, const Unit& unit, int g, uint32
         high = low + width * (step_of + 1);
         low = low + width * step_of;
       }
-      const auto place = FindBin<int>(bins, BinSums<int>{chunks.rows, chunks.rows},
-                                      static_cast<int>(high), [](int, int count) { return count; });
+      const auto place = FindBin<int>(bins, chunks.OfRows(), static_cast<int>(high),
+                                      [](int, int count) { return count; });
       ranks.cut_bin = max(0, place.bin);
       ranks.own_rows = place.rows;
     }

@@ -51,7 +51,7 @@ __device__ inline bool FindRanks(const Step& step, const Unit& unit, int g, uint
   CopyBins(step.cluster_bins + at * kBins, bins);
   const auto count = [](int, int in_bin) { return in_bin; };
   const BinSums<int> chunks = SumBins<int>(bins, count);
-  const int all = WarpSum(chunks.sum);
+  const int all = chunks.Total();
   PaperRanks ranks = {};  // bin 0: the head is everything
   ranks.head_rows = all;
   if (all >= kLeastRanks && step.target < 1) {

@@ -84,6 +84,47 @@ __device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
   }
 }
 
+// The mass of rows that another head had read and that lie in a head's new range: of the first
+// `count` from `rows` on, four lanes to a row. Several rows are looked up at once, since one is a
+// chain of two reads.
+template <int kHeadTiles>
+__device__ __forceinline__ void AddReadRows(const Step& step, const VerifyShared& shared,
+                                            int64_t rows, int count, const uint16_t* levels,
+                                            const LaneAnchors<kHeadTiles>& anchors,
+                                            float (&mass)[kHeadTiles][2]) {
+  constexpr int kAhead = 4;
+  constexpr int kApart = kBlockThreads / 4;
+  const uint16_t* tags = step.tags + rows;
+  const float* logits = step.logits + rows * step.group;
+  for (int first = static_cast<int>(threadIdx.x) / 4; first < count; first += kAhead * kApart) {
+    uint32_t members[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) members[a] = __ldcg(tags + min(first + a * kApart, count - 1));
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+      const int head = LaneHead(n, 0);
+      if (head >= step.group) continue;
+      uint32_t pairs[kAhead];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a)
+        pairs[a] = __ldcg(
+            reinterpret_cast<const uint32_t*>(levels + (members[a] * step.level_stride + head)));
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int i = first + a * kApart;
+        if (i >= count) break;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if (head + h >= step.group) continue;
+          const int level = static_cast<int>(pairs[a] >> 16 * h & 0xffffu);
+          if (level < shared.low.of[head + h] || level >= shared.high.of[head + h]) continue;
+          mass[n][h] += Exp2(__ldcg(logits + (i * step.group + head + h)) - anchors.of[n][h]);
+        }
+      }
+    }
+  }
+}
+
 // Masses of a tile of heads that a group has, in shared memory.
 __host__ __device__ __forceinline__ int MassStride(const Step& step) {
   return step.tail != 0 ? step.group : 0;
@@ -175,21 +216,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kDi
     }
     if (masses && (all_masses || fresh > 0)) AddUpMasses(step, shared, span, base, all_masses);
     float mass[kHeadTiles][2] = {};
-    // Rows that another head had read may lie in a head's new range.
-    for (int i = thread / 4; i < before; i += kBlockThreads / 4) {
-      const int key = step.tags[rows + i];
-#pragma unroll
-      for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int head = LaneHead(n, h);
-          if (head >= step.group) continue;
-          const int level = span.levels[key * step.level_stride + head];
-          if (level < shared.low.of[head] || level >= shared.high.of[head]) continue;
-          mass[n][h] += Exp2(step.logits[(rows + i) * step.group + head] - anchors.of[n][h]);
-        }
-      }
-    }
+    AddReadRows(step, shared, rows, before, span.levels, anchors, mass);
     __syncthreads();
     ScoreRows<Row, kDim>(step, unit, shared, query, {chosen, fresh}, first, span.levels,
                          step.logits + (rows + before) * step.group, anchors, mass);
