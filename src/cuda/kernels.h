@@ -26,8 +26,8 @@ Status LaunchSample(const Step& step, Element type, Stream stream);
 Status LaunchCut(const Step& step, Stream stream);
 
 // Tiles of 16 rows that are worth a block of attend beyond those that run at once: its start, and a
-// state to merge. With 64, on an H200, 127K tokens alone take 146 us instead of 137, 8 times 31K 259
-// instead of 254, and more of either nearly the same.
+// state to merge. With 64, on an H200, 127K tokens alone take 146 us instead of 137, 8 times 31K
+// 259 instead of 254, and more of either nearly the same.
 inline constexpr int kLeastTiles = 192;
 // Of a selection, so many at least: a tile for every warp. More blocks leave more states to merge.
 inline constexpr int kTilesEach = 8;

@@ -167,9 +167,9 @@ struct Step {
   void* out;
   Element out_type;
   CacheView cache;
-  float key_unit;     // logits in octaves = products of stored numbers * key_unit
-  float value_unit;   // values = stored numbers * value_unit
-  float scale;        // of the request, times log2(e)
+  float key_unit;    // logits in octaves = products of stored numbers * key_unit
+  float value_unit;  // values = stored numbers * value_unit
+  float scale;       // of the request, times log2(e)
   Softcap softcap;
   uint32_t signs[8];  // of the rotation (codes.h): bit x % 32 of word x / 32 flips element x
   const int32_t* lengths;
