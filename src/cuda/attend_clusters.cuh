@@ -129,6 +129,7 @@ __device__ void AttendFresh(const Step& step, const Unit& unit, const SpanLists&
     keys.Load(row(r), row(r + 8), lane);
     float s[kHeadTiles][4];
     ScoreFresh<Row, kDim>(step, unit, now, query, keys, s, own);
+    // Not before, beside the keys: for rows of 128 elements there are no registers for both.
     LoadValues(step, offset, values);
     now = next;
     next = find(now.span, tile + 2 * kBlockWarps);

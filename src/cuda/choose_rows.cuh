@@ -7,6 +7,11 @@
 
 namespace tactic::cuda {
 
+// One of two levels that are stored side by side.
+__device__ __forceinline__ int LevelInPair(uint32_t pair, int which) {
+  return static_cast<int>(pair >> which * 16 & 0xffffu);
+}
+
 // What of a key says whether it is read: its levels for all heads of the group, in pairs, and its
 // scale.
 template <int kHeads>
@@ -32,9 +37,7 @@ struct KeyFacts {
     }
     scale = __ldg(scales + key);
   }
-  __device__ __forceinline__ int Of(int g) const {
-    return static_cast<int>(pairs[g / 2] >> g % 2 * 16 & 0xffffu);
-  }
+  __device__ __forceinline__ int Of(int g) const { return LevelInPair(pairs[g / 2], g % 2); }
 };
 
 // A level for each head.

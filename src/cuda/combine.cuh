@@ -21,8 +21,8 @@ struct MergedHead {
 //
 // A warp does 64 elements of a head at a time, so nobody waits for other warps: each half of it
 // reads every other state, and each of its lanes looks at the head of one. A unit may have more
-// than a hundred states, of which 32 are under way at once. Beyond the last state the last is read
-// again, and weighs nothing.
+// than a hundred states, of which 32 are under way at once, or 16 of long rows, whose blocks have
+// work for every warp. Beyond the last state the last is read again, and weighs nothing.
 template <int kDim, bool kGlobal, class To>
 __device__ void MergeStates(const float* states, int count, int stride, int group, const To& to) {
   constexpr int kAtOnce = kGlobal ? (kDim <= 64 ? 32 : 16) : kBlockWarps;

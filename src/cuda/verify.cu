@@ -76,7 +76,7 @@ __device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
         if (head >= step.group || i >= chosen.count) continue;
         const float logit = Capped(s[n][k] * step.key_unit, step.softcap);
         to[i * step.group + head] = logit;
-        const int level = static_cast<int>(of_heads[k >> 1][n] >> (k & 1) * 16 & 0xffffu);
+        const int level = LevelInPair(of_heads[k >> 1][n], k & 1);
         if (level >= shared.low.of[head] && level < shared.high.of[head])
           mass[n][k & 1] += Exp2(logit - anchors.of[n][k & 1]);
       }
@@ -85,8 +85,8 @@ __device__ __forceinline__ void ScoreRows(const Step& step, const Unit& unit,
 }
 
 // The mass of rows that another head had read and that lie in a head's new range: of the first
-// `count` from `rows` on, four lanes to a row. Several rows are looked up at once, since one is a
-// chain of two reads.
+// `count` from `rows` on, four lanes to a row. Several rows are looked up at once, since each is
+// a chain of reads.
 template <int kHeadTiles>
 __device__ __forceinline__ void AddReadRows(const Step& step, const VerifyShared& shared,
                                             int64_t rows, int count, const uint16_t* levels,
@@ -116,7 +116,7 @@ __device__ __forceinline__ void AddReadRows(const Step& step, const VerifyShared
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           if (head + h >= step.group) continue;
-          const int level = static_cast<int>(pairs[a] >> 16 * h & 0xffffu);
+          const int level = LevelInPair(pairs[a], h);
           if (level < shared.low.of[head + h] || level >= shared.high.of[head + h]) continue;
           mass[n][h] += Exp2(__ldcg(logits + (i * step.group + head + h)) - anchors.of[n][h]);
         }
