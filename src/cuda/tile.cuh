@@ -421,10 +421,13 @@ struct SoftmaxTile {
           of[kDim + 2] = rows;
           of[kDim + 3] = all_own;
         }
+        const auto element = [&](int x) {
+          return (x < kHalf ? o[n][x % kHalf][h] : o[n][x % kHalf][2 + h]) * unit;
+        };
 #pragma unroll
-        for (int e = 0; e < kHalf; ++e) {
-          of[Shape::Column(r, e)] = o[n][e][h] * unit;
-          of[Shape::Column(r, e + kHalf)] = o[n][e][2 + h] * unit;
+        for (int x = 0; x < Shape::kElements; x += 4) {
+          *reinterpret_cast<float4*>(of + Shape::Column(r, x)) = {element(x), element(x + 1),
+                                                                  element(x + 2), element(x + 3)};
         }
       }
     }
