@@ -20,8 +20,37 @@ namespace tactic::cuda {
 namespace {
 
 struct AttendShared {
-  int scratch[kBlockWarps];
+  TwoCounts scratch[kBlockWarps];
   int flag;
+};
+
+// What the spans of a unit list: what is attended to first and, after that, fresh tiles (mode
+// paper) or tiles of means. Of the first spans it is on its way before anybody knows what the unit
+// is.
+template <Mode kMode>
+class SpanCounts {
+ public:
+  __device__ __forceinline__ SpanCounts(const Step& step, int unit) {
+    if (kMode == Mode::kDense) return;
+    const int64_t first = int64_t{unit} * step.spans;
+    counts_ = step.counts + first;
+    after_ = (kMode == Mode::kPaper ? step.fresh_counts : step.kept_counts) + first;
+    const bool there = static_cast<int>(threadIdx.x) < step.spans;
+    count_ = there ? __ldcg(counts_ + threadIdx.x) : 0;
+    count_after_ = there ? __ldcg(after_ + threadIdx.x) : 0;
+  }
+  // Of span j, which is this thread's in AddUp().
+  __device__ __forceinline__ TwoCounts Of(const Step& step, const Unit& unit, int j) const {
+    const int count = j < kBlockThreads ? count_ : __ldcg(counts_ + j);
+    const int after = j < kBlockThreads ? count_after_ : __ldcg(after_ + j);
+    return Two(count, kMode == Mode::kPaper ? after : MeanTiles(step, unit, j, after));
+  }
+
+ private:
+  const int32_t* counts_;
+  const int32_t* after_;
+  int count_;
+  int count_after_;
 };
 
 // kAhead: the next tile's keys are loaded while this one's values are used, for which only a kernel
@@ -35,7 +64,7 @@ __device__ void AttendAll(const Step& step, const Unit& unit, int begin, int end
   int tile = begin + static_cast<int>(threadIdx.x >> 5);
   if (tile >= end) return;
   QueryTile<kDim, kHeadTiles> q;
-  LoadQuery<Row::kIsBF16>(step, unit, q);
+  LoadQuery<Row::kIsBF16>(step, unit.number, q);
   // A tile lies in one page, unless pages are smaller: then every row is looked up.
   const bool together = step.cache.block_table == nullptr || step.cache.page_mask >= kTileRows - 1;
   const auto stride = static_cast<int>(step.cache.row_stride);
@@ -132,7 +161,7 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
       for (int i = thread; i < units * step.group * 2; i += kBlockThreads) step.windows[i] = {};
     }
   }
-  const int all = AddUp(units, 0, before, shared.scratch, [&](int u) {
+  const int all = AddUp(units, 0, before, reinterpret_cast<int*>(shared.scratch), [&](int u) {
     if (kDense) return RowTiles(__ldg(step.lengths + u / step.kv_heads));
     const int tiles = __ldcg(step.tiles + u);
     if constexpr (!kPaper) return kLead + tiles;
@@ -147,7 +176,8 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   ForEachShare(shares, [&](const UnitShare& share) {
     const int begin = share.begin;
     const int end = share.end;
-    const Unit unit = kDense ? FindUnit(step, share.unit) : ReadUnit(step, share.unit);
+    const SpanCounts<kMode> counts(step, share.unit);
+    const Unit unit = kDense ? UnitFinder(step, share.unit).Find(step) : ReadUnit(step, share.unit);
     const bool dense = kDense || IsDense(step, unit);
     SoftmaxTile<kDim, kHeadTiles> state;
     float max_rows[kHeadTiles][2];
@@ -161,41 +191,40 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
       AttendAll<Row, kDim, kHeadTiles, kAhead>(step, unit, begin, end, state);
       state.EndRows(max_rows, sum_rows);
     } else {
-      auto* const list_room = reinterpret_cast<int*>(states_here);
-      const int64_t counts = int64_t{unit.number} * step.spans;
-      const int listed =
-          AddUp(unit.spans, kPaper ? RowTiles(unit.forced) : unit.forced, list_room, shared.scratch,
-                [&](int j) { return __ldcg(step.counts + counts + j); });
-      const SpanLists list = {list_room, unit.spans, listed};
-      // Tiles of these rows in the block's share, and what of it comes after them.
-      const int after = kPaper ? listed : RowTiles(listed);
-      const int first_row = min(begin, after);
+      if (kPaper) ShareQuery<Row::kIsBF16, kDim, kHeadTiles>(step, unit, query);
+      int* const first = reinterpret_cast<int*>(states_here);
+      AddUpTwo(unit.spans, kPaper ? RowTiles(unit.forced) : unit.forced, first,
+               first + unit.spans + 1, shared.scratch,
+               [&](int j) { return counts.Of(step, unit, j); });
+      const SpanLists list = {first, unit.spans, first[unit.spans]};
+      // Tiles of these rows in the block's share, and what of it comes after them: the warp whose
+      // turn it is goes on.
+      const int after = kPaper ? list.total : RowTiles(list.total);
       const int last_row = min(end, after);
-      const auto list_next = [&](const auto& count) {
-        int* const room = list_room + unit.spans + 1;
-        const int total = AddUp(unit.spans, 0, room, shared.scratch, count);
-        return SpanLists{room, unit.spans, total};
+      const auto attend_after = [&](const auto& attend) {
+        const int spans = OnlyHere(unit.spans);
+        const int* const second = first + spans + 1;
+        const int rows_before = first[spans];
+        const int tiles = kPaper ? rows_before : RowTiles(rows_before);
+        const int begin_after = max(begin, tiles) - tiles;
+        attend(SpanLists{second, spans, second[spans]}, begin_after, end - tiles,
+               max(0, tiles - begin));
       };
       if constexpr (kPaper) {
         rows = unit.forced + __ldcg(&step.selected[unit.number].rows);
-        AttendScored<Row>(step, unit, list, first_row, last_row, state);
-        if (end > after) {
-          const SpanLists fresh =
-              list_next([&](int j) { return __ldcg(step.fresh_counts + counts + j); });
-          ShareQuery<Row::kIsBF16, kDim, kHeadTiles>(step, unit, query);
-          __syncthreads();
-          AttendFresh<Row>(step, unit, fresh, query, (max(begin, after) - after) / kFreshTile,
-                           (end - after) / kFreshTile, state, own);
-        }
+        AttendScored<Row>(step, unit, list, min(begin, after), last_row, state);
+        attend_after([&](const SpanLists& fresh, int from, int to, int turn) {
+          AttendFresh<Row>(step, unit, fresh, query, from / kFreshTile, to / kFreshTile, turn,
+                           state, own);
+        });
         state.EndRows(max_rows, sum_rows);
       } else {
-        rows = listed;
-        AttendRows<Row>(step, unit, list, first_row, last_row, state);
+        rows = list.total;
+        AttendRows<Row>(step, unit, list, min(begin, after), last_row, state);
         state.EndRows(max_rows, sum_rows);
-        if (end > after) {
-          const SpanLists means = list_next([&](int j) { return MeanTiles(step, unit, j); });
-          AddTail(step, unit, means, max(begin, after) - after, end - after, state);
-        }
+        attend_after([&](const SpanLists& means, int from, int to, int turn) {
+          AddTail(step, unit, means, from, to, turn, state);
+        });
       }
     }
     __syncthreads();

@@ -101,13 +101,14 @@ __device__ __forceinline__ void ScoreFresh(const Step& step, const Unit& unit,
   }
 }
 
+// Tiles [begin, end) of the list, the first of them by warp `turn` modulo the block's.
 template <class Row, int kDim, int kHeadTiles>
 __device__ void AttendFresh(const Step& step, const Unit& unit, const SpanLists& list,
-                            const uint4* query, int begin, int end,
+                            const uint4* query, int begin, int end, int turn,
                             SoftmaxTile<kDim, kHeadTiles>& state, float (&own)[kHeadTiles][2]) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
-  int tile = begin + static_cast<int>(threadIdx.x >> 5);
+  int tile = begin + WarpInTurn(turn);
   if (tile >= end) return;
   const auto* all_keys = static_cast<const uint8_t*>(step.cache.keys);
   // Ahead as in AttendRows.

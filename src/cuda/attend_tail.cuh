@@ -76,15 +76,15 @@ struct TailMasses {
 };
 
 // Means of values, for members that were not read and for clusters that were skipped: tiles [begin,
-// end) of the list.
+// end) of the list, the first of them by warp `turn` modulo the block's.
 template <int kDim, int kHeadTiles>
 __device__ void AddTail(const Step& step, const Unit& unit, const SpanLists& list, int begin,
-                        int end, SoftmaxTile<kDim, kHeadTiles>& state) {
+                        int end, int turn, SoftmaxTile<kDim, kHeadTiles>& state) {
   const int lane = threadIdx.x & 31;
   const int r = lane >> 2;
   const int t = lane & 3;
   const float to_mean = 1 / step.value_unit;
-  int tile = begin + static_cast<int>(threadIdx.x >> 5);
+  int tile = begin + WarpInTurn(turn);
   if (tile >= end) return;
   const LaneAnchors<kHeadTiles> anchors(step, unit);
   const auto* means = reinterpret_cast<const uint8_t*>(unit.means);

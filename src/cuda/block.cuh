@@ -18,6 +18,12 @@ __device__ __forceinline__ int OnlyHere(int x) {
   return x;
 }
 
+// The warp's place among the block's where number `turn` modulo theirs comes first.
+__device__ __forceinline__ int WarpInTurn(int turn) {
+  static_assert((kBlockWarps & (kBlockWarps - 1)) == 0);
+  return (static_cast<int>(threadIdx.x >> 5) - turn) & (kBlockWarps - 1);
+}
+
 template <class T>
 __device__ __forceinline__ T WarpSum(T x) {
 #pragma unroll

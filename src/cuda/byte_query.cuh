@@ -18,6 +18,57 @@ __device__ __forceinline__ void MultiplySignedBytes(int (&c)[4], uint32_t a0, ui
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The elements of queries that a lane makes bytes of: those that it has of keys (KeyTile).
+template <int kDim, int kHeadTiles, bool kFour>
+struct QueryElements {
+  float of[kHeadTiles][kDim / 4];  // 0: the group has no such head
+
+  // Of unit `number`. One warp.
+  __device__ __forceinline__ QueryElements(const Step& step, int number) {
+    // Each way by itself, so that all of its loads are under way before anybody waits for one.
+    if (step.q_type == Element::kF32)
+      Read<float4>(step, number);
+    else
+      Read<uint2>(step, number);
+  }
+
+ private:
+  // Four elements as a pair of pieces holds eight.
+  static __device__ __forceinline__ float4 Open(const Step&, const float4& four) { return four; }
+  static __device__ __forceinline__ float4 Open(const Step& step, const uint2& four) {
+    const float2 a = OpenPair(four.x, step.q_type);
+    const float2 b = OpenPair(four.y, step.q_type);
+    return {a.x, a.y, b.x, b.y};
+  }
+  template <class Four>
+  __device__ __forceinline__ void Read(const Step& step, int number) {
+    const int column = static_cast<int>(threadIdx.x & 31) >> 2;
+    const int t = threadIdx.x & 3;
+    const auto* all = static_cast<const Four*>(step.q) + int64_t{number} * step.group * (kDim / 4);
+    Four raw[kHeadTiles][kDim / 16];
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+      const int head = kFour ? column & 3 : n * kTileHeads + column;
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) {
+        const int at = 8 * (i / 2) + 2 * t + i % 2;
+        raw[n][i] = head < step.group ? all[head * (kDim / 4) + at] : Four{};
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) {
+        const float4 four = Open(step, raw[n][i]);
+        of[n][4 * i] = four.x;
+        of[n][4 * i + 1] = four.y;
+        of[n][4 * i + 2] = four.z;
+        of[n][4 * i + 3] = four.w;
+      }
+    }
+  }
+};
+
 // Of a group of at most four heads (kFour), high parts are four columns of a tile of heads and low
 // parts the other four; of others each part has tiles of its own.
 template <int kDim, int kHeadTiles, bool kFour>
@@ -30,23 +81,17 @@ struct ByteQuery {
   float unit[kHeadTiles][2];  // of the lane's heads by LaneShare
 
   // One warp. What is not finite is lost.
-  __device__ __forceinline__ void Load(const Step& step, const Unit& unit_of) {
+  __device__ __forceinline__ explicit ByteQuery(
+      const QueryElements<kDim, kHeadTiles, kFour>& elements) {
     const int lane = threadIdx.x & 31;
     const int column = lane >> 2;
     const int t = lane & 3;
-    const int64_t first = int64_t{unit_of.number} * step.group * kDim;
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
-      const int head = kFour ? column & 3 : n * kTileHeads + column;
-      float x[kDim / 4];
+      const float (&x)[kDim / 4] = elements.of[n];
       float most = 0;
 #pragma unroll
-      for (int j = 0; j < kDim / 32; ++j) {
-        // The elements that a lane has of keys (KeyTile).
-        ReadEight(step, first + head * kDim + 32 * j + 8 * t, head < step.group, x + 8 * j);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(x[8 * j + i]));
-      }
+      for (int i = 0; i < kDim / 4; ++i) most = fmaxf(most, fabsf(x[i]));
       most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
       most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
       const float inverse = most > 0 ? kLargest / most : 0.0f;
@@ -108,31 +153,6 @@ struct ByteQuery {
         for (int k = 0; k < 4; ++k)
           s[n][k] = unit[n][k % 2] * static_cast<float>(kHighPart * parts[0][k] + parts[1][k]);
       }
-    }
-  }
-
- private:
-  static __device__ __forceinline__ void ReadEight(const Step& step, int64_t at, bool there,
-                                                   float* x) {
-    if (!there) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] = 0;
-      return;
-    }
-    if (step.q_type == Element::kF32) {
-      const auto* from = reinterpret_cast<const float4*>(static_cast<const float*>(step.q) + at);
-      const float4 a = from[0];
-      const float4 c = from[1];
-      x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
-      x[4] = c.x, x[5] = c.y, x[6] = c.z, x[7] = c.w;
-      return;
-    }
-    const uint4 piece = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(step.q) + at);
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      const float2 pair = OpenPair(Word(piece, w), step.q_type);
-      x[2 * w] = pair.x;
-      x[2 * w + 1] = pair.y;
     }
   }
 };

@@ -32,29 +32,44 @@ struct Window {
   }
 };
 
-// Masses of the keys of heads' clusters, by bins, of query head `head`. One warp.
-__device__ __forceinline__ void ReadMasses(const Step& step, int64_t head, float* masses) {
-  const int lane = threadIdx.x & 31;
-  const auto* from = reinterpret_cast<const ulonglong2*>(step.bin_masses + head * kBins);
-  constexpr int kAtOnce = 8;
-  static_assert(kBins % (64 * kAtOnce) == 0);
-  for (int first = 0; first < kBins / 2; first += 32 * kAtOnce) {
-    ulonglong2 units[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) units[i] = __ldcg(from + first + 32 * i + lane);
+// Of `heads` query heads from number `head` on: bins, and masses of the keys of heads' clusters by
+// bins, [heads][kBins] each. All threads; needs a barrier after it.
+__device__ __forceinline__ void BringHeads(const Step& step, int64_t head, int heads,
+                                           uint32_t* bins, float* masses) {
+  // All threads have four bins of a head each, and some heads are under way at once.
+  static_assert(kBins == 4 * kBlockThreads);
+  constexpr int kAtOnce = 4;
+  const int four = threadIdx.x;
+  const auto* counts = reinterpret_cast<const uint4*>(step.cluster_bins + head * kBins);
+  const auto* units = reinterpret_cast<const ulonglong2*>(step.bin_masses + head * kBins);
+  for (int first = 0; first < heads; first += kAtOnce) {
+    uint4 count[kAtOnce];
+    ulonglong2 pairs[kAtOnce][2];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int bin = 2 * (first + 32 * i + lane);
-      masses[bin] = static_cast<float>(units[i].x) * kMassUnit * Exp2(LogitOfBin(bin));
-      masses[bin + 1] = static_cast<float>(units[i].y) * kMassUnit * Exp2(LogitOfBin(bin + 1));
+      const int at = min(first + i, heads - 1) * kBlockThreads + four;
+      count[i] = __ldcg(counts + at);
+      pairs[i][0] = __ldcg(units + 2 * at);
+      pairs[i][1] = __ldcg(units + 2 * at + 1);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i >= heads) break;
+      const int at = (first + i) * kBlockThreads + four;
+      const auto mass = [&](unsigned long long of, int k) {
+        return static_cast<float>(of) * kMassUnit * Exp2(LogitOfBin(4 * four + k));
+      };
+      reinterpret_cast<uint4*>(bins)[at] = count[i];
+      reinterpret_cast<float4*>(masses)[at] = {mass(pairs[i][0].x, 0), mass(pairs[i][0].y, 1),
+                                               mass(pairs[i][1].x, 2), mass(pairs[i][1].y, 3)};
     }
   }
-  __syncwarp();
 }
 
-// Fits the curve of head g and finds where its own selection ends. `bins`: room for
-// them, and PlanningWarps() times as many words on for their masses. One warp.
-__device__ inline void FindCut(const Step& step, const Unit& unit, int g, uint32_t* bins) {
+// Fits the curve of head g, whose bins and their masses these are, and finds where its own
+// selection ends. One warp.
+__device__ inline void FindCut(const Step& step, const Unit& unit, int g, const uint32_t* bins,
+                               const float* masses) {
   const int lane = threadIdx.x & 31;
   const int64_t at = int64_t{unit.number} * step.group + g;
   const StridedSum forced(
@@ -65,12 +80,8 @@ __device__ inline void FindCut(const Step& step, const Unit& unit, int g, uint32
   const Window far_window(step, at, 1, ranks.window_bin[1]);
   ranks.own_rows = ranks.all_rows;
   ranks.cut_bin = 0;
-  float* masses = reinterpret_cast<float*>(bins + PlanningWarps(step.group) * kBins);
-  __syncwarp();  // no lane still reads those of the warp's last head
-  ReadMasses(step, at, masses);
   const float fixed = forced.Get();
   if (ranks.window_stride[0] > 0) {  // else rank found nothing to fit
-    CopyBins(step.cluster_bins + at * kBins, bins);
     const auto mass = [&](int bin, int) { return bin < ranks.head_bin ? 0.0f : masses[bin]; };
     const BinSums<float> chunks = SumBins<float>(bins, mass);
     const float head = fixed + chunks.Total();

@@ -39,13 +39,13 @@ __device__ __forceinline__ float LargestOfLanes(float x, int stride) {
 }
 
 // Every warp looks at a tile: the first at the first rows and the newest, the others at clusters
-// from all over the sequence, for queries that look for neither. All threads; needs a barrier after
-// it.
-template <class Row, int kDim, int kHeadTiles, bool kFour>
+// from all over the sequence, for queries that look for neither. meanwhile() is called when its
+// loads are under way. All threads; needs a barrier after it.
+template <class Row, int kDim, int kHeadTiles, bool kFour, class Work>
 __device__ void FindAnchors(const Step& step, const Unit& unit,
                             const QueryTile<kDim, kHeadTiles>& q,
                             const ByteQuery<kDim, kHeadTiles, kFour>& byte_q, int clusters,
-                            RankShared& shared) {
+                            const Work& meanwhile, RankShared& shared) {
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   float s[kHeadTiles][4];
@@ -55,6 +55,7 @@ __device__ void FindAnchors(const Step& step, const Unit& unit,
     };
     KeyTile<Row, kDim> keys;
     keys.Load(row(lane >> 2), row((lane >> 2) + 8), lane);
+    meanwhile();
     keys.Score(q, s);
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
@@ -86,6 +87,7 @@ __device__ void FindAnchors(const Step& step, const Unit& unit,
     const ClusterFacts* facts = unit.facts + cluster(Share::Key(k));
     units[k] = __half2float(__ushort_as_half(facts->scale)) * step.scale;
   }
+  meanwhile();
   byte_q.Score(keys, s);
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n) {
@@ -107,15 +109,27 @@ __device__ __forceinline__ float AnchorFrom(const RankShared& shared, int g) {
   return most;
 }
 
-template <class Row, int kDim>
-__device__ __forceinline__ void LoadForced(const Step& step, const Unit& unit, int tile,
-                                           KeyTile<Row, kDim>& keys) {
-  const int lane = threadIdx.x & 31;
-  const auto row = [&](int i) {
+// Where the keys are that a lane has of a tile of forced rows.
+template <class Row>
+struct ForcedRows {
+  const uint8_t* low;
+  const uint8_t* high;
+
+  __device__ __forceinline__ ForcedRows(const Step& step, const Unit& unit, int tile) {
+    const int first = tile * kTileRows + (static_cast<int>(threadIdx.x & 31) >> 2);
+    low = At(step, unit, first);
+    high = At(step, unit, first + 8);
+  }
+  template <int kDim>
+  __device__ __forceinline__ void Load(KeyTile<Row, kDim>& keys) const {
+    keys.Load(low, high, threadIdx.x & 31);
+  }
+
+ private:
+  static __device__ __forceinline__ const uint8_t* At(const Step& step, const Unit& unit, int i) {
     return KeyRow<Row>(step, unit, unit.ForcedRow(min(i, unit.forced - 1), step.sinks));
-  };
-  keys.Load(row(tile * kTileRows + (lane >> 2)), row(tile * kTileRows + (lane >> 2) + 8), lane);
-}
+  }
+};
 
 // Logits and mass of the forced rows that fall to this warp, tile `tile` and every `apart`th.
 // `keys`: of the first, loaded.
@@ -132,7 +146,7 @@ __device__ void ScoreForced(const Step& step, const Unit& unit,
     float s[kHeadTiles][4];
     keys.Score(q, s);
     tile += apart;
-    if (tile * kTileRows < unit.forced) LoadForced(step, unit, tile, keys);
+    if (tile * kTileRows < unit.forced) ForcedRows<Row>(step, unit, tile).Load(keys);
     if ((lane & 3) == 0) {
       if (low < unit.forced) step.forced_rows[base + low] = unit.ForcedRow(low, step.sinks);
       if (high < unit.forced) step.forced_rows[base + high] = unit.ForcedRow(high, step.sinks);
@@ -322,7 +336,15 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
   for (int i = thread; i < step.group * kBinsHere; i += kBlockThreads) bins[i] = 0;
   WaitForPrevious();
   LetNextBegin();
-  const Unit unit = FindUnit(step, blockIdx.y);
+  // Whatever takes a trip to memory begins as early as it can, and what there is to do with what
+  // has come is done while others are under way.
+  UnitFinder finder(step, blockIdx.y);
+  QueryTile<kDim, kHeadTiles> q;
+  LoadQuery<Row::kIsBF16>(step, blockIdx.y, q);
+  const QueryElements<kDim, kHeadTiles, kFour> elements(step, blockIdx.y);
+  finder.Follow(step);
+  const ByteQuery<kDim, kHeadTiles, kFour> byte_q(elements);
+  const Unit unit = finder.Find(step);
   const bool first = blockIdx.x == 0;
   if (first && thread == 0) {
     step.units[unit.number] = unit;
@@ -360,16 +382,16 @@ __global__ void __launch_bounds__(kBlockThreads, kHeadTiles > 1 ? 1 : 2)
         shared.energies[i / kRuns][i % kRuns] = energy;
       }
     }
-    QueryTile<kDim, kHeadTiles> q;
-    LoadQuery<Row::kIsBF16>(step, unit, q);
-    ByteQuery<kDim, kHeadTiles, kFour> byte_q;
-    byte_q.Load(step, unit);
     // Forced rows from the last warp on, which has the fewest clusters.
     const int apart = ranking * kBlockWarps;
     const int forced_tile = apart - 1 - tile;
+    const bool any_forced = forced_tile * kTileRows < unit.forced;
+    const ForcedRows<Row> forced_rows(step, unit, any_forced ? forced_tile : 0);
     KeyTile<Row, kDim> keys;
-    if (forced_tile * kTileRows < unit.forced) LoadForced(step, unit, forced_tile, keys);
-    FindAnchors<Row>(step, unit, q, byte_q, count, shared);
+    const auto load_forced = [&] {
+      if (any_forced) forced_rows.Load(keys);
+    };
+    FindAnchors<Row>(step, unit, q, byte_q, count, load_forced, shared);
     __syncthreads();
     if (thread < step.group) {
       const float anchor = AnchorFrom(shared, thread);

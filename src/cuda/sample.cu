@@ -94,7 +94,7 @@ __device__ void ScoreSamples(const Step& step, const Unit& unit, const SpanLists
   int tile = begin + static_cast<int>(threadIdx.x >> 5);
   if (tile >= end) return;
   QueryTile<kDim, kHeadTiles> q;
-  LoadQuery<Row::kIsBF16>(step, unit, q);
+  LoadQuery<Row::kIsBF16>(step, unit.number, q);
   const LaneAnchors<kHeadTiles> anchors(step, unit);
   const int64_t first_head = int64_t{unit.number} * step.group;
   // Ahead: the next tile's rows, and the entry of the one after it.
@@ -185,22 +185,29 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
   const int blocks = min((all + kTilesEach - 1) / kTilesEach, static_cast<int>(gridDim.x));
   const TileShares shares = {before, units, kLead, blocks};
   ForEachShare(shares, [&](const UnitShare& share) {
+    // Of the first spans, on its way before anybody knows what the unit is.
+    const int* counts = step.counts + int64_t{share.unit} * step.spans;
+    const int count = thread < step.spans ? __ldcg(counts + thread) : 0;
     const Unit unit = ReadUnit(step, share.unit);
     const int64_t first_head = int64_t{unit.number} * step.group;
     if (thread < step.group) shared.ranks[thread] = step.ranks[first_head + thread];
     int* const list_room = reinterpret_cast<int*>(room);
-    const int* counts = step.counts + int64_t{unit.number} * step.spans;
-    const int tiles =
-        AddUp(unit.spans, 0, list_room, shared.scratch, [&](int j) { return __ldcg(counts + j); });
+    const int tiles = AddUp(unit.spans, 0, list_room, shared.scratch,
+                            [&](int j) { return j < kBlockThreads ? count : __ldcg(counts + j); });
     if (tiles > 0) {
       ScoreSamples<Row, kDim, kHeadTiles>(step, unit, {list_room, unit.spans, tiles}, share.begin,
                                           share.end, shared);
     }
     if (!EndsLast(step, unit, shares.BlocksOf(share.unit).count, &shared.flag)) return;
     const int warp = thread >> 5;
-    for (int g = warp; g < step.group; g += kBlockWarps)
-      FindCut(step, unit, g, room + warp * kBins);
-    __syncthreads();
+    float* const masses = reinterpret_cast<float*>(room + PlanningWarps(step.group) * kBins);
+    for (int g = 0; g < step.group; g += kBlockWarps) {
+      const int heads = min(kBlockWarps, step.group - g);
+      BringHeads(step, first_head + g, heads, room, masses);
+      __syncthreads();
+      if (warp < heads) FindCut(step, unit, g + warp, room + warp * kBins, masses + warp * kBins);
+      __syncthreads();
+    }
   });
 }
 

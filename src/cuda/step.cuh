@@ -33,45 +33,97 @@ __device__ __forceinline__ void LetNextBegin() {
 #endif
 }
 
-__device__ __forceinline__ Unit FindUnit(const Step& step, int number) {
-  Unit unit = {};
-  unit.number = number;
-  unit.sequence = number / step.kv_heads;
-  unit.head = number % step.kv_heads;
-  unit.tokens = __ldg(step.lengths + unit.sequence);
-  unit.forced = unit.tokens;
-  unit.rows = step.cache.Rows(unit.sequence, unit.head);
-  const DeviceIndex* at = step.indexes != nullptr ? step.indexes[unit.sequence] : nullptr;
-  if (at == nullptr || unit.tokens < step.dense_below || step.mode == Mode::kDense) return unit;
-  const DeviceIndex& index = *at;
-  const int usable = unit.tokens - step.recent;
-  unit.closed = max(0, min(index.closed, usable / step.segment_size));
-  if (unit.closed == index.closed) {
-    unit.pages =
-        max(0, min(index.pages, (usable - unit.closed * step.segment_size) / Options::kPage));
+// Finds out what a unit is. That takes two trips to memory, one after the other: between them, and
+// while the second is under way, there is other work for who has it.
+class UnitFinder {
+ public:
+  // The first trip begins.
+  __device__ __forceinline__ UnitFinder(const Step& step, int number)
+      : number_(number), sequence_(number / step.kv_heads), head_(number % step.kv_heads) {
+    tokens_ = __ldg(step.lengths + sequence_);
+    if (step.indexes != nullptr) index_ = step.indexes[sequence_];
   }
-  unit.segments = unit.closed + (unit.pages > 0 ? 1 : 0);
-  unit.spans = (unit.segments + step.span_segments - 1) / step.span_segments;
-  unit.coded_end = unit.closed * step.segment_size + unit.pages * Options::kPage;
-  unit.forced = step.sinks + unit.tokens - unit.coded_end;
-  unit.readable = unit.coded_end > step.sinks && unit.forced <= step.forced_room &&
-                  index.segment_size == step.segment_size && index.slots == step.slots &&
-                  index.head_dim == step.head_dim && index.unfit[unit.head] == 0 &&
-                  (step.mode == Mode::kPaper || index.bits == step.bits);
-  const int64_t segment = static_cast<int64_t>(unit.head) * index.segments;
-  const int64_t slot = segment * step.slots;
-  const int64_t key = segment * step.segment_size;
-  unit.centroids = index.centroids + slot * step.head_dim;
-  unit.facts = index.facts + slot;
-  unit.starts = index.starts + slot + segment;
-  unit.members = index.members + key;
-  if (index.bits == 0) return unit;
-  unit.key_scales = index.key_scales + key;
-  unit.codes = index.codes + key / kCodeBlock * CodeBlockBytes(step.head_dim, index.bits);
-  unit.means = index.means + (slot + segment) * step.head_dim;
-  unit.mean_scales = index.mean_scales + slot + segment;
-  unit.errors = index.errors + segment;
-  return unit;
+  // The second one begins.
+  __device__ __forceinline__ void Follow(const Step& step) {
+    there_ = index_ != nullptr && tokens_ >= step.dense_below && step.mode != Mode::kDense;
+    if (!there_) return;
+    closed_ = index_->closed;
+    pages_ = index_->pages;
+    segments_ = index_->segments;
+    bits_ = index_->bits;
+    fits_ = index_->unfit[head_] == 0 && index_->segment_size == step.segment_size &&
+            index_->slots == step.slots && index_->head_dim == step.head_dim;
+    centroids_ = index_->centroids;
+    facts_ = index_->facts;
+    starts_ = index_->starts;
+    members_ = index_->members;
+    key_scales_ = index_->key_scales;
+    codes_ = index_->codes;
+    means_ = index_->means;
+    mean_scales_ = index_->mean_scales;
+    errors_ = index_->errors;
+  }
+  __device__ __forceinline__ Unit Find(const Step& step) const {
+    Unit unit = {};
+    unit.number = number_;
+    unit.sequence = sequence_;
+    unit.head = head_;
+    unit.tokens = tokens_;
+    unit.forced = tokens_;
+    unit.rows = step.cache.Rows(sequence_, head_);
+    if (!there_) return unit;
+    const int usable = tokens_ - step.recent;
+    unit.closed = max(0, min(closed_, usable / step.segment_size));
+    if (unit.closed == closed_) {
+      unit.pages = max(0, min(pages_, (usable - unit.closed * step.segment_size) / Options::kPage));
+    }
+    unit.segments = unit.closed + (unit.pages > 0 ? 1 : 0);
+    unit.spans = (unit.segments + step.span_segments - 1) / step.span_segments;
+    unit.coded_end = unit.closed * step.segment_size + unit.pages * Options::kPage;
+    unit.forced = step.sinks + tokens_ - unit.coded_end;
+    unit.readable = unit.coded_end > step.sinks && unit.forced <= step.forced_room && fits_ &&
+                    (step.mode == Mode::kPaper || bits_ == step.bits);
+    const int64_t segment = static_cast<int64_t>(head_) * segments_;
+    const int64_t slot = segment * step.slots;
+    const int64_t key = segment * step.segment_size;
+    unit.centroids = centroids_ + slot * step.head_dim;
+    unit.facts = facts_ + slot;
+    unit.starts = starts_ + slot + segment;
+    unit.members = members_ + key;
+    if (bits_ == 0) return unit;
+    unit.key_scales = key_scales_ + key;
+    unit.codes = codes_ + key / kCodeBlock * CodeBlockBytes(step.head_dim, bits_);
+    unit.means = means_ + (slot + segment) * step.head_dim;
+    unit.mean_scales = mean_scales_ + slot + segment;
+    unit.errors = errors_ + segment;
+    return unit;
+  }
+
+ private:
+  int number_;
+  int sequence_;
+  int head_;
+  int tokens_;
+  const DeviceIndex* index_ = nullptr;
+  // Of the index.
+  bool there_ = false;
+  bool fits_ = false;
+  int closed_ = 0, pages_ = 0, segments_ = 0, bits_ = 0;
+  const int8_t* centroids_ = nullptr;
+  const ClusterFacts* facts_ = nullptr;
+  const uint16_t* starts_ = nullptr;
+  const uint16_t* members_ = nullptr;
+  const uint8_t* key_scales_ = nullptr;
+  const uint8_t* codes_ = nullptr;
+  const int8_t* means_ = nullptr;
+  const uint16_t* mean_scales_ = nullptr;
+  const float* errors_ = nullptr;
+};
+
+__device__ __forceinline__ Unit FindUnit(const Step& step, int number) {
+  UnitFinder finder(step, number);
+  finder.Follow(step);
+  return finder.Find(step);
 }
 
 // What rank left: all threads of the block read the same.
@@ -152,11 +204,11 @@ __device__ __forceinline__ float2 OpenPair(uint32_t pair, Element type) {
   return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
 }
 
-// The group's queries for one warp, in the type that tensor cores multiply.
+// The queries of unit `number` for one warp, in the type that tensor cores multiply.
 template <bool kBF16, int kDim, int kHeadTiles>
-__device__ __forceinline__ void LoadQuery(const Step& step, const Unit& unit,
+__device__ __forceinline__ void LoadQuery(const Step& step, int number,
                                           QueryTile<kDim, kHeadTiles>& q) {
-  const int64_t first = int64_t{unit.number} * step.group * kDim;
+  const int64_t first = int64_t{number} * step.group * kDim;
   q.Load(threadIdx.x & 31, step.group, [&](int head, int x) {
     const int64_t at = first + head * kDim + x;
     if (step.q_type == Element::kF32) {
@@ -184,7 +236,7 @@ template <bool kBF16, int kDim, int kHeadTiles>
 __device__ __forceinline__ void ShareQuery(const Step& step, const Unit& unit, uint4* to) {
   if (threadIdx.x >= 32) return;
   QueryTile<kDim, kHeadTiles> q;
-  LoadQuery<kBF16>(step, unit, q);
+  LoadQuery<kBF16>(step, unit.number, q);
   q.Write(to, static_cast<int>(threadIdx.x));
 }
 
@@ -318,9 +370,8 @@ __device__ __forceinline__ int RowTiles(int rows) { return (rows + kTileRows - 1
 __device__ __forceinline__ int SegmentsOfSpan(const Step& step, const Unit& unit, int span) {
   return min(step.span_segments, unit.segments - span * step.span_segments);
 }
-// Tiles of means of a span: of the clusters that were kept, and of the segments.
-__device__ __forceinline__ int MeanTiles(const Step& step, const Unit& unit, int span) {
-  const int kept = __ldcg(step.kept_counts + int64_t{unit.number} * step.spans + span);
+// Tiles of means of a span: of the `kept` clusters, and of the segments.
+__device__ __forceinline__ int MeanTiles(const Step& step, const Unit& unit, int span, int kept) {
   return RowTiles(kept + SegmentsOfSpan(step, unit, span));
 }
 
@@ -354,8 +405,9 @@ __device__ __forceinline__ void CountTiles(const Step& step, const Unit& unit, b
   int means = 0;
 #pragma unroll 8
   for (int j = lane; j < unit.spans; j += 32) {
-    rows += __ldcg(step.counts + int64_t{unit.number} * step.spans + j);
-    if (tail) means += MeanTiles(step, unit, j);
+    const int64_t span = int64_t{unit.number} * step.spans + j;
+    rows += __ldcg(step.counts + span);
+    if (tail) means += MeanTiles(step, unit, j, __ldcg(step.kept_counts + span));
   }
   rows = unit.forced + WarpSum(rows);
   means = WarpSum(means);

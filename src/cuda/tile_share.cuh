@@ -24,6 +24,32 @@ __device__ int AddUp(int n, int first, int* before, int* scratch, const Count& c
   return all;
 }
 
+// Two counts in one number, which are added up at once.
+using TwoCounts = uint64_t;
+__device__ __forceinline__ TwoCounts Two(int first, int second) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(second)) << 32 | static_cast<uint32_t>(first);
+}
+__device__ __forceinline__ int First(TwoCounts two) { return static_cast<int>(two & 0xffffffffu); }
+__device__ __forceinline__ int Second(TwoCounts two) { return static_cast<int>(two >> 32); }
+
+// AddUp() of two counts, the second from 0 on.
+template <class Count>
+__device__ void AddUpTwo(int n, int first, int* before, int* before_second, TwoCounts* scratch,
+                         const Count& count) {
+  TwoCounts all = Two(first, 0);
+  for (int j0 = 0; j0 <= n; j0 += kBlockThreads) {
+    const int j = j0 + static_cast<int>(threadIdx.x);
+    TwoCounts sum;
+    const TwoCounts place = all + BlockScan(j < n ? count(j) : TwoCounts{0}, scratch, &sum);
+    if (j <= n) {
+      before[j] = First(place);
+      before_second[j] = Second(place);
+    }
+    all += sum;
+  }
+  __syncthreads();
+}
+
 // The last j in [0, n) with before[j] <= i, as before[0] is.
 __device__ __forceinline__ int LastBefore(const int* before, int n, int i) {
   int low = 0;
