@@ -221,6 +221,7 @@ class Bench:
         of_layers = [exact.dense(attention, layer) for layer in range(attention.layers)]
         graphs: dict[str, Graph] = {}
         needed_bytes: dict[str, float] = {}
+        scattered: dict[str, float] = {}  # of them, rows that lie anywhere
         dense = report.dense_bytes(of.shape, of.batch, of.tokens)
 
         def rival(name: str, chosen: Chosen) -> None:
@@ -270,14 +271,25 @@ class Bench:
                     found["index_bytes_of_layer"] = sum(i.bytes for i in ours.indexes[0])
                 graphs[policy.text] = Graph(ours.step, attention.layers)
                 needed_bytes[policy.text] = sum(parts.values())
+                if parts["clusters"] > 0:
+                    scattered[policy.text] = parts["rows"] + parts["samples"]
                 if ours.indexes and of.batch == 1:
                     with errors_into(found):
                         record.setdefault("builds", {})[policy.text] = self._build(of, ours)
         if graphs:
-            bandwidth = float(self.content["bandwidth"]["bytes_per_second"])
+            bandwidth = self.content["bandwidth"]
+            row_bytes = report.ELEMENT * of.shape.head_dim
             times: dict[str, Times] = interleaved(graphs, self.args.repeats)
             for name, of_graph in times.items():
-                contenders[name].update(report.timed(of_graph, needed_bytes[name], bandwidth))
+                contenders[name].update(
+                    report.timed(
+                        of_graph,
+                        needed_bytes[name],
+                        bandwidth["bytes_per_second"],
+                        scattered.get(name, 0),
+                        bandwidth["rows_at_random"].get(str(row_bytes)),
+                    )
+                )
 
     def _build(self, of: Configuration, ours: Ours) -> dict[str, float]:
         built = ours.build_times()

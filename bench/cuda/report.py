@@ -93,10 +93,25 @@ def read_bytes(
     return found
 
 
-def timed(times: Times, needed: float, bandwidth: float) -> dict[str, Any]:
-    """The times of a contender that had to read `needed` bytes, at `bandwidth` bytes per second."""
+def timed(
+    times: Times,
+    needed: float,
+    bandwidth: float,
+    scattered: float = 0,
+    at_random: float | None = None,
+) -> dict[str, Any]:
+    """The times of a contender that had to read `needed` bytes, at `bandwidth` bytes per second;
+    and against a floor where `scattered` of them, rows that lie anywhere, come at `at_random`."""
     floor = needed / bandwidth * 1e6
+    found: dict[str, Any] = {}
+    if scattered > 0 and at_random is not None:
+        rows_floor = ((needed - scattered) / bandwidth + scattered / at_random) * 1e6
+        found = {
+            "scattered_floor_us": rows_floor,
+            "share_of_scattered_floor": rows_floor / times.median,
+        }
     return {
+        **found,
         **{f"{name}_us": value for name, value in asdict(times).items() if name != "repeats"},
         "repeats": times.repeats,
         "bytes": needed,
@@ -163,6 +178,8 @@ def _detail(name: str, found: dict[str, Any]) -> str:
         f"  {name}: {found['median_us']:.1f} us ({found['p10_us']:.1f}-{found['p90_us']:.1f}),"
         f" {100 * found['share_of_floor']:.0f} % of the floor"
     )
+    if "share_of_scattered_floor" in found:
+        line += f", {100 * found['share_of_scattered_floor']:.0f} % with rows at random"
     if "setting" in found:
         line += f"; {found['setting']} of " + ", ".join(
             f"{setting} {median:.1f}" for setting, median in found["settings_us"].items()
@@ -231,10 +248,15 @@ def _quality(record: dict[str, Any]) -> str:
 def table(content: dict[str, Any]) -> str:
     """Two lines for each record; the JSON file says more."""
     gpu, peak = content["machine"]["gpu"], content["bandwidth"]["bytes_per_second"]
+    at_random = "".join(
+        f", rows of {size} bytes at random {speed / 1e12:.2f}"
+        for size, speed in content["bandwidth"].get("rows_at_random", {}).items()
+        if speed is not None
+    )
     lines = [
-        f"{gpu}, reads {peak / 1e12:.2f} TB/s. Median us per layer step, share of the byte floor,"
-        " speed over the faster rival; mass of own selections (mean, share that reached P, least),"
-        " of unions, rows own/union, output error mean/max, overclaims/cases."
+        f"{gpu}, reads {peak / 1e12:.2f} TB/s{at_random}. Median us per layer step, share of the"
+        " byte floor, speed over the faster rival; mass of own selections (mean, share that"
+        " reached P, least), of unions, rows own/union, output error mean/max, overclaims/cases."
     ]
     for record in content["records"]:
         lines += [_times(record), _quality(record)]
