@@ -33,7 +33,7 @@ struct QueryElements {
   }
 
  private:
-  // Four elements as a pair of pieces holds eight.
+  // Four elements as they are loaded, as floats.
   static __device__ __forceinline__ float4 Open(const Step&, const float4& four) { return four; }
   static __device__ __forceinline__ float4 Open(const Step& step, const uint2& four) {
     const float2 a = OpenPair(four.x, step.q_type);

@@ -43,7 +43,7 @@ class UnitFinder {
     tokens_ = __ldg(step.lengths + sequence_);
     if (step.indexes != nullptr) index_ = step.indexes[sequence_];
   }
-  // The second one begins.
+  // The second one begins. Without it, all of the unit is to be read.
   __device__ __forceinline__ void Follow(const Step& step) {
     there_ = index_ != nullptr && tokens_ >= step.dense_below && step.mode != Mode::kDense;
     if (!there_) return;
@@ -119,12 +119,6 @@ class UnitFinder {
   const uint16_t* mean_scales_ = nullptr;
   const float* errors_ = nullptr;
 };
-
-__device__ __forceinline__ Unit FindUnit(const Step& step, int number) {
-  UnitFinder finder(step, number);
-  finder.Follow(step);
-  return finder.Find(step);
-}
 
 // What rank left: all threads of the block read the same.
 __device__ __forceinline__ Unit ReadUnit(const Step& step, int number) {
