@@ -24,35 +24,6 @@ struct AttendShared {
   int flag;
 };
 
-// What the spans of a unit list: what is attended to first and, after that, fresh tiles (mode
-// paper) or tiles of means. Of the first spans it is on its way before anybody knows what the unit
-// is.
-template <Mode kMode>
-class SpanCounts {
- public:
-  __device__ __forceinline__ SpanCounts(const Step& step, int unit) {
-    if (kMode == Mode::kDense) return;
-    const int64_t first = int64_t{unit} * step.spans;
-    counts_ = step.counts + first;
-    after_ = (kMode == Mode::kPaper ? step.fresh_counts : step.kept_counts) + first;
-    const bool there = static_cast<int>(threadIdx.x) < step.spans;
-    count_ = there ? __ldcg(counts_ + threadIdx.x) : 0;
-    count_after_ = there ? __ldcg(after_ + threadIdx.x) : 0;
-  }
-  // Of span j, which is this thread's in AddUp().
-  __device__ __forceinline__ TwoCounts Of(const Step& step, const Unit& unit, int j) const {
-    const int count = j < kBlockThreads ? count_ : __ldcg(counts_ + j);
-    const int after = j < kBlockThreads ? count_after_ : __ldcg(after_ + j);
-    return Two(count, kMode == Mode::kPaper ? after : MeanTiles(step, unit, j, after));
-  }
-
- private:
-  const int32_t* counts_;
-  const int32_t* after_;
-  int count_;
-  int count_after_;
-};
-
 // kAhead: the next tile's keys are loaded while this one's values are used, for which only a kernel
 // that does nothing else has the registers.
 template <class Row, int kDim, int kHeadTiles, bool kAhead>
@@ -176,7 +147,11 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
   ForEachShare(shares, [&](const UnitShare& share) {
     const int begin = share.begin;
     const int end = share.end;
-    const SpanCounts<kMode> counts(step, share.unit);
+    // What its spans list: what is attended to first and, after that, fresh tiles (mode paper) or
+    // means of clusters.
+    const SpanCount counts(step, kDense ? nullptr : step.counts, share.unit);
+    const SpanCount counts_after(
+        step, kDense ? nullptr : (kPaper ? step.fresh_counts : step.kept_counts), share.unit);
     const Unit unit = kDense ? UnitFinder(step, share.unit).Find(step) : ReadUnit(step, share.unit);
     const bool dense = kDense || IsDense(step, unit);
     SoftmaxTile<kDim, kHeadTiles> state;
@@ -194,8 +169,10 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, 2))
       if (kPaper) ShareQuery<Row::kIsBF16, kDim, kHeadTiles>(step, unit, query);
       int* const first = reinterpret_cast<int*>(states_here);
       AddUpTwo(unit.spans, kPaper ? RowTiles(unit.forced) : unit.forced, first,
-               first + unit.spans + 1, shared.scratch,
-               [&](int j) { return counts.Of(step, unit, j); });
+               first + unit.spans + 1, shared.scratch, [&](int j) {
+                 const int after = counts_after[j];
+                 return Two(counts[j], kPaper ? after : MeanTiles(step, unit, j, after));
+               });
       const SpanLists list = {first, unit.spans, first[unit.spans]};
       // Tiles of these rows in the block's share, and what of it comes after them: the warp whose
       // turn it is goes on.

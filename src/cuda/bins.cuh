@@ -1,5 +1,5 @@
 // Bins of levels, added up and searched by one warp from the highest down. They are in shared
-// memory: CopyBins brings them there.
+// memory: CopyBins brings them there, or mass_curve.cuh.
 #ifndef TACTIC_SRC_CUDA_BINS_CUH_
 #define TACTIC_SRC_CUDA_BINS_CUH_
 

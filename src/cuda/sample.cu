@@ -185,15 +185,13 @@ __global__ void __launch_bounds__(kBlockThreads, BlocksFor(kDim, kHeadTiles, kSa
   const int blocks = min((all + kTilesEach - 1) / kTilesEach, static_cast<int>(gridDim.x));
   const TileShares shares = {before, units, kLead, blocks};
   ForEachShare(shares, [&](const UnitShare& share) {
-    // Of the first spans, on its way before anybody knows what the unit is.
-    const int* counts = step.counts + int64_t{share.unit} * step.spans;
-    const int count = thread < step.spans ? __ldcg(counts + thread) : 0;
+    const SpanCount counts(step, step.counts, share.unit);
     const Unit unit = ReadUnit(step, share.unit);
     const int64_t first_head = int64_t{unit.number} * step.group;
     if (thread < step.group) shared.ranks[thread] = step.ranks[first_head + thread];
     int* const list_room = reinterpret_cast<int*>(room);
-    const int tiles = AddUp(unit.spans, 0, list_room, shared.scratch,
-                            [&](int j) { return j < kBlockThreads ? count : __ldcg(counts + j); });
+    const int tiles =
+        AddUp(unit.spans, 0, list_room, shared.scratch, [&](int j) { return counts[j]; });
     if (tiles > 0) {
       ScoreSamples<Row, kDim, kHeadTiles>(step, unit, {list_room, unit.spans, tiles}, share.begin,
                                           share.end, shared);

@@ -24,6 +24,25 @@ __device__ int AddUp(int n, int first, int* before, int* scratch, const Count& c
   return all;
 }
 
+// A count for every span of a unit, as AddUp() asks for them: thread t for number t first. Those
+// are on their way before anybody knows what the unit is.
+class SpanCount {
+ public:
+  // `all`: [unit][span], or null where nobody will ask.
+  __device__ __forceinline__ SpanCount(const Step& step, const int32_t* all, int unit)
+      : of_(all + int64_t{unit} * step.spans),
+        first_(all != nullptr && static_cast<int>(threadIdx.x) < step.spans
+                   ? __ldcg(of_ + threadIdx.x)
+                   : 0) {}
+  __device__ __forceinline__ int operator[](int span) const {
+    return span < kBlockThreads ? first_ : __ldcg(of_ + span);
+  }
+
+ private:
+  const int32_t* of_;
+  int first_;
+};
+
 // Two counts in one number, which are added up at once.
 using TwoCounts = uint64_t;
 __device__ __forceinline__ TwoCounts Two(int first, int second) {
