@@ -2,8 +2,9 @@
 
 Reads the JSON files in RESULTS (bench/results) and writes SVG files into FOLDER (build/plots):
 
-roofline.svg    from roofline.json: each stage's bandwidth as a share of that of the bare loop that
-                reads in the same way, by size of the data
+roofline*.svg   from roofline*.json: each stage's bandwidth as a share of that of the bare loop that
+                reads in the same way, by size of the data, and (dots) its multiply-adds per second
+                as a share of those of a bare loop
 decode_*.svg    from decode_*.json (`tactic bench`): how often each policy is faster than llama.cpp,
                 by depth
 layer*.svg      from layer*.json (bench/layer): the same for one layer, against its first policy
@@ -26,34 +27,40 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 # Stages that read rows here and there; the others read one after the other (bench/README.md).
 SPARSE_STAGES = {"score_rows", "attend_scored"}
+# Stages that multiply floats; the others multiply bytes.
+FLOAT_STAGES = {"score_rows", "attend_scored", "attend_dense"}
 BARE_LOOPS = {"stream", "rows"}
 SIZES = ("L2", "L3", "memory")
 
 
 @dataclass(frozen=True)
 class Share:
-    """A stage's bandwidth over that of the bare loop."""
+    """What a stage makes of the machine: its speed over that of bare loops."""
 
     stage: str
     model: str  # the shape it is of: d64, d128
     size: str  # where the data fit
     threads: int
-    share: float
+    bandwidth: float
+    arithmetic: float | None  # where the file says it
 
 
 def shares_of_peak(roofline: dict[str, Any]) -> list[Share]:
     """In the order of the file. Stages that have no size (index building) are left out."""
-    # Names are stage[/model]/size/real_time/threads:n.
+    # Names are stage[/model][/size]/real_time/threads:n.
     speeds: dict[tuple[str, str, str, int], float] = {}
+    products: dict[tuple[str, str, str, int], float] = {}
     for run in roofline["benchmarks"]:
         if run.get("run_type", "iteration") != "iteration":
             continue
         *name, _, threads = run["name"].split("/")
-        if name[-1] not in SIZES:
-            continue
-        model = name[1] if len(name) == 3 else ""
-        key = (name[0], model, name[-1], int(threads.removeprefix("threads:")))
-        speeds[key] = run["bytes_per_second"]
+        size = name[-1] if name[-1] in SIZES else ""
+        model = name[1] if len(name) > (2 if size else 1) else ""
+        key = (name[0], model, size, int(threads.removeprefix("threads:")))
+        if "products" in run:
+            products[key] = run["products"]
+        if size:
+            speeds[key] = run["bytes_per_second"]
     shares = []
     for (stage, model, size, count), speed in speeds.items():
         if stage in BARE_LOOPS:
@@ -62,7 +69,10 @@ def shares_of_peak(roofline: dict[str, Any]) -> list[Share]:
         bare = ("rows", model, size, count) if sparse else ("stream", "", size, count)
         if bare not in speeds:
             raise KeyError(f"{stage}/{model}/{size} has no {bare[0]} to be compared with")
-        shares.append(Share(stage, model, size, count, speed / speeds[bare]))
+        loop = ("multiply_floats" if stage in FLOAT_STAGES else "multiply_bytes", "", "", count)
+        done = products.get((stage, model, size, count))
+        arithmetic = done / products[loop] if done is not None else None
+        shares.append(Share(stage, model, size, count, speed / speeds[bare], arithmetic))
     return shares
 
 
@@ -101,7 +111,7 @@ def draw_shares(shares: list[Share]) -> Figure:
     threads = sorted({s.threads for s in shares})
     stages = list(dict.fromkeys(s.stage for s in shares))
     sizes = [size for size in SIZES if any(s.size == size for s in shares)]
-    value = {(s.stage, s.model, s.size, s.threads): s.share for s in shares}
+    found = {(s.stage, s.model, s.size, s.threads): s for s in shares}
     figure = Figure(figsize=(5.5 * len(threads), 3.2 * len(models)), layout="constrained")
     plots = figure.subplots(len(models), len(threads), sharey=True, squeeze=False)
     width = 0.8 / len(sizes)
@@ -110,14 +120,16 @@ def draw_shares(shares: list[Share]) -> Figure:
             axes: Axes = plots[row][column]
             for i, size in enumerate(sizes):
                 at = [x + (i - (len(sizes) - 1) / 2) * width for x in range(len(stages))]
-                heights = [value.get((stage, model, size, count), 0.0) for stage in stages]
-                axes.bar(at, heights, width, label=size)
+                here = [found.get((stage, model, size, count)) for stage in stages]
+                axes.bar(at, [s.bandwidth if s else 0.0 for s in here], width, label=size)
+                dots = [s.arithmetic if s and s.arithmetic else float("nan") for s in here]
+                axes.plot(at, dots, "k.", markersize=4)
             axes.axhline(1, color="black", linewidth=0.8)
             axes.set_title(f"{model}, {count} thread{'s' if count > 1 else ''}")
             axes.set_xticks(range(len(stages)), stages, rotation=45, ha="right", fontsize=8)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
             if column == 0:
-                axes.set_ylabel("of the bare loop's bandwidth")
+                axes.set_ylabel("of the bare loops")
     plots[0][0].legend(title="data fit", fontsize=8)
     return figure
 
@@ -144,7 +156,7 @@ def draw_all(results: Path, folder: Path) -> list[Path]:
     # The same plots are the same bytes.
     matplotlib.rcParams["svg.hashsalt"] = "tactic"
     kinds: list[tuple[str, Callable[[str, Any], Figure]]] = [
-        ("roofline.json", lambda _, data: draw_shares(shares_of_peak(data))),
+        ("roofline*.json", lambda _, data: draw_shares(shares_of_peak(data))),
         ("decode_*.json", lambda name, data: draw_curves(name, *decode_curves(data))),
         ("layer*.json", lambda name, data: draw_curves(name, *layer_curves(data))),
     ]

@@ -13,16 +13,20 @@ from bench import plot
 PROGRAM = Path(plot.__file__)
 
 
-def run(name: str, speed: float) -> dict[str, Any]:
-    return {"name": f"{name}/real_time/threads:2", "bytes_per_second": speed}
+def run(name: str, speed: float, products: float | None = None) -> dict[str, Any]:
+    found = {"name": f"{name}/real_time/threads:2", "bytes_per_second": speed}
+    return found if products is None else {**found, "products": products}
 
 
 ROOFLINE = {
     "benchmarks": [
+        run("multiply_floats", 0, 1000),
+        run("multiply_bytes", 0, 4000),
         run("stream/L2", 100),
         run("rows/d64/L2", 80),
         run("score_rows/d64/L2", 40),
-        run("attend_dense/d64/L2", 50),
+        run("attend_dense/d64/L2", 50, 750),
+        run("scan_codes_2/d64/L2", 10, 1000),
         run("encode_2/d64", 1),
     ]
 }
@@ -58,13 +62,14 @@ class PlotTest(unittest.TestCase):
             env={"HOME": str(self.folder)},  # no display
         )
 
-    def test_a_stage_is_compared_with_the_loop_that_reads_likewise(self) -> None:
+    def test_a_stage_is_compared_with_the_loops_that_do_likewise(self) -> None:
         shares = plot.shares_of_peak(ROOFLINE)
         self.assertEqual(
             shares,
             [
-                plot.Share("score_rows", "d64", "L2", 2, 0.5),
-                plot.Share("attend_dense", "d64", "L2", 2, 0.5),
+                plot.Share("score_rows", "d64", "L2", 2, 0.5, None),
+                plot.Share("attend_dense", "d64", "L2", 2, 0.5, 0.75),
+                plot.Share("scan_codes_2", "d64", "L2", 2, 0.1, 0.25),
             ],
         )
 

@@ -1,10 +1,12 @@
-// What the machine delivers, and what each kernel makes of it: bare read loops, then every stage of
-// attention alone, on data that fits L2, L3, or neither. Takes google-benchmark's options.
+// What the machine delivers, and what each kernel makes of it: bare loops that multiply, bare loops
+// that read, then every stage of attention alone, on data that fits L2, L3, or neither. Takes
+// google-benchmark's options.
 //
 // Counters: bytes_per_second counts bytes that must be read, items_per_second keys, centroids or
-// codes; `error` is the largest difference to the same in double precision, relative to the largest
-// value (of code scans: root mean square error of a logit, which is the code's and not the
-// arithmetic's; of assignments: the share of keys for which another centroid is nearer).
+// codes, products multiply-adds per second; `error` is the largest difference to the same in double
+// precision, relative to the largest value (of code scans: root mean square error of a logit, which
+// is the code's and not the arithmetic's; of assignments: the share of keys for which another
+// centroid is nearer).
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -18,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "bench/roofline/arithmetic_loops.h"
 #include "bench/roofline/data.h"
 #include "bench/roofline/read_loops.h"
 #include "src/attend.h"
@@ -53,9 +56,14 @@ struct Model {
 // Of the models that the project measures: SmolLM2-135M and Llama-3-8B.
 constexpr Model kModels[] = {{"d64", {9, 3, 64, 64}}, {"d128", {32, 8, 128, 128}}};
 
-void Report(State& state, size_t bytes, size_t items) {
+// `products`: multiply-adds of elements that the stage consists of; what turns keys into floats, or
+// codes into bytes, and all that comes after is left out.
+void Report(State& state, size_t bytes, size_t items, size_t products) {
   state.SetBytesProcessed(static_cast<int64_t>(bytes) * state.iterations());
   state.SetItemsProcessed(static_cast<int64_t>(items) * state.iterations());
+  if (products == 0) return;
+  state.counters["products"] = benchmark::Counter(static_cast<double>(products),
+                                                  benchmark::Counter::kIsIterationInvariantRate);
 }
 
 // Threads each measure the same; its mean is what is meant. More than `most`, or NaN, fails the
@@ -91,9 +99,14 @@ double ExactLogit(const Cache& cache, int kv_head, int g, size_t cell) {
   return dot * query.scale;
 }
 
+// Of one row, key or code with all queries of a group.
+size_t GroupProducts(const LayerShape& shape) {
+  return static_cast<size_t>(shape.group()) * static_cast<size_t>(shape.head_dim);
+}
+
 // Times f(kv_head, cells) for all KV heads, with another set of cells each time.
 template <class F>
-void OverSparseRows(State& state, const Cache& cache, const F& f) {
+void OverSparseRows(State& state, const Cache& cache, size_t products_of_row, const F& f) {
   size_t turn = 0, rows = 0;
   for (auto _ : state) {
     for (int h = 0; h < cache.shape().kv_heads; ++h) {
@@ -103,7 +116,7 @@ void OverSparseRows(State& state, const Cache& cache, const F& f) {
     }
   }
   rows /= static_cast<size_t>(state.iterations());
-  Report(state, rows * cache.RowBytes(), rows);
+  Report(state, rows * cache.RowBytes(), rows, rows * products_of_row);
 }
 
 // --- bare loops ---
@@ -111,15 +124,21 @@ void OverSparseRows(State& state, const Cache& cache, const F& f) {
 void Stream(State& state, const Size& size) {
   const std::vector<uint8_t> data(size.PerThread(state) / 512 * 512, 1);
   for (auto _ : state) benchmark::DoNotOptimize(ReadStream(data.data(), data.size()));
-  Report(state, data.size(), 0);
+  Report(state, data.size(), 0, 0);
 }
 
 void Rows(State& state, const LayerShape& shape, const Size& size) {
   const Cache cache(shape, size.PerThread(state));
-  OverSparseRows(state, cache, [&](int h, std::span<const uint32_t> cells) {
+  OverSparseRows(state, cache, 0, [&](int h, std::span<const uint32_t> cells) {
     benchmark::DoNotOptimize(
         ReadRows(cache.Keys(h).data, cache.Stride(), cache.RowBytes(), cells.data(), cells.size()));
   });
+}
+
+void Multiply(State& state, size_t (*multiply)()) {
+  size_t products = 0;
+  for (auto _ : state) products = multiply();
+  Report(state, 0, 0, products);
 }
 
 // --- stages ---
@@ -127,7 +146,7 @@ void Rows(State& state, const LayerShape& shape, const Size& size) {
 void ScoreRows(State& state, const LayerShape& shape, const Size& size) {
   const Cache cache(shape, size.PerThread(state));
   std::vector<float> scores(cache.cells() * static_cast<size_t>(shape.group()));
-  OverSparseRows(state, cache, [&](int h, std::span<const uint32_t> cells) {
+  OverSparseRows(state, cache, GroupProducts(shape), [&](int h, std::span<const uint32_t> cells) {
     cpu::ScoreRows(cache.Query(), cache.Keys(h), cells.data(), cells.size(), scores.data(),
                    cells.size());
   });
@@ -179,7 +198,7 @@ void AttendScored(State& state, const LayerShape& shape, const Size& size) {
   const size_t stride = SoftmaxStateStride(shape.value_dim);
   std::vector<float> states = EmptyStates(shape);
   const std::vector<float> logits(cache.cells() * static_cast<size_t>(shape.group()));
-  OverSparseRows(state, cache, [&](int h, std::span<const uint32_t> cells) {
+  OverSparseRows(state, cache, GroupProducts(shape), [&](int h, std::span<const uint32_t> cells) {
     cpu::AttendScored(logits.data(), cells.size(), shape.group(), cache.Values(h), cells.data(),
                       cells.size(), states.data(), stride);
   });
@@ -216,8 +235,8 @@ void AttendDense(State& state, const LayerShape& shape, const Size& size) {
       }
     }
   }
-  Report(state, 2 * cache.cells() * cache.Stride(),
-         cache.cells() * static_cast<size_t>(shape.kv_heads));
+  const size_t rows = cache.cells() * static_cast<size_t>(shape.kv_heads);
+  Report(state, 2 * cache.cells() * cache.Stride(), rows, 2 * rows * GroupProducts(shape));
 
   const auto cells = cache.All().first(std::min<size_t>(256, cache.cells()));
   states = EmptyStates(shape);
@@ -263,7 +282,8 @@ void ScoreCentroids(State& state, const LayerShape& shape, const Size& size) {
                               slots);
     }
   }
-  Report(state, segments * segment, segments * slots);
+  // A query is two parts of a byte each.
+  Report(state, segments * segment, segments * slots, 2 * segments * slots * GroupProducts(shape));
 
   Difference error;
   const cpu::QueryHeads query = cache.Query();
@@ -325,7 +345,8 @@ void ScanCodes(State& state, const LayerShape& shape, int bits, const Size& size
   for (auto _ : state) {
     for (size_t s = 0; s < coded.segments; ++s) scan(s);
   }
-  Report(state, coded.planes.size() + coded.scales.size(), coded.segments * kKeys);
+  Report(state, coded.planes.size() + coded.scales.size(), coded.segments * kKeys,
+         coded.segments * kKeys * GroupProducts(shape));
 
   scan(0);
   double squares = 0;
@@ -359,9 +380,7 @@ void AssignNearest(State& state, const LayerShape& shape) {
                        kCentroids, labels.data());
     benchmark::ClobberMemory();
   }
-  Report(state, x.size() * sizeof(float), kKeys);
-  state.counters["flops"] = benchmark::Counter(2.0 * kKeys * kCentroids * static_cast<double>(dim),
-                                               benchmark::Counter::kIsIterationInvariantRate);
+  Report(state, x.size() * sizeof(float), kKeys, kKeys * kCentroids * dim);
   double wrong = 0;
   for (size_t i = 0; i < kKeys; ++i) {
     const auto far = [&](size_t c) {
@@ -381,7 +400,7 @@ void AssignNearest(State& state, const LayerShape& shape) {
 void Encode(State& state, const LayerShape& shape, int bits) {
   const Cache cache = CodedCache::Keys(shape);
   for (auto _ : state) benchmark::DoNotOptimize(CodedCache(cache, bits, 0));
-  Report(state, 2 * CodedCache::kKeys * cache.RowBytes(), CodedCache::kKeys);
+  Report(state, 2 * CodedCache::kKeys * cache.RowBytes(), CodedCache::kKeys, 0);
 }
 
 void Add(const std::string& name, const std::function<void(State&)>& run) {
@@ -392,6 +411,8 @@ void Add(const std::string& name, const std::function<void(State&)>& run) {
 }
 
 void AddAll() {
+  Add("multiply_floats", [](State& s) { Multiply(s, MultiplyFloats); });
+  Add("multiply_bytes", [](State& s) { Multiply(s, MultiplyBytes); });
   for (const Size& size : kSizes) {
     const std::string on = std::string("/") + size.name;
     Add("stream" + on, [&size](State& s) { Stream(s, size); });

@@ -91,18 +91,23 @@ HWY_INLINE void AddValues(D d, const float* HWY_RESTRICT weights, const HeadRows
 }
 
 // Turns a block's logits into weights relative to the state's running maximum, which is raised
-// first where needed.
-HWY_INLINE void Normalise(float* HWY_RESTRICT scores, size_t n, int value_dim,
+// first where needed. `logits` may be `weights`.
+HWY_INLINE void Normalise(const float* logits, size_t n, int value_dim, float* weights,
                           float* HWY_RESTRICT state) {
   const WideTag d;
   const size_t lanes = hn::Lanes(d);
   const float kInf = std::numeric_limits<float>::infinity();
-  for (size_t i = n; i % lanes != 0; ++i) scores[i] = -kInf;
+  const size_t whole = n / lanes * lanes;
+  HWY_ALIGN float rest[hn::MaxLanes(WideTag())];
+  if (whole < n) {
+    for (size_t i = 0; i < lanes; ++i) rest[i] = whole + i < n ? logits[whole + i] : -kInf;
+  }
+  const auto load = [&](size_t i) HWY_ATTR { return hn::LoadU(d, i < whole ? logits + i : rest); };
   auto max_v = hn::Set(d, -kInf);
   auto nan_v =
       hn::Zero(d);  // becomes NaN once any logit is NaN or infinite: maxima alone would hide a NaN
   for (size_t i = 0; i < n; i += lanes) {
-    const auto s = hn::LoadU(d, scores + i);
+    const auto s = load(i);
     max_v = hn::Max(max_v, s);
     nan_v =
         hn::Add(nan_v, hn::Mul(hn::Zero(d), hn::IfThenZeroElse(hn::Eq(s, hn::Set(d, -kInf)), s)));
@@ -112,7 +117,7 @@ HWY_INLINE void Normalise(float* HWY_RESTRICT scores, size_t n, int value_dim,
   // Every logit is -inf: no weight. Asked of the lanes: Highway's emulation never gives a maximum
   // below the least finite number.
   if (hn::AllTrue(d, hn::Eq(max_v, hn::Set(d, -kInf))) && poison == 0) {
-    for (size_t i = 0; i < n; ++i) scores[i] = 0;
+    for (size_t i = 0; i < n; ++i) weights[i] = 0;
     return;
   }
   const float old_max = StateMax(state, value_dim);
@@ -125,38 +130,41 @@ HWY_INLINE void Normalise(float* HWY_RESTRICT scores, size_t n, int value_dim,
   const auto shift = hn::Set(d, StateMax(state, value_dim));
   auto sum_v = hn::Zero(d);
   for (size_t i = 0; i < n; i += lanes) {
-    const auto w = hn::Exp(d, hn::Sub(hn::LoadU(d, scores + i), shift));
-    hn::StoreU(w, d, scores + i);
+    const auto w = hn::Exp(d, hn::Sub(load(i), shift));
+    hn::StoreU(w, d, weights + i);
     sum_v = hn::Add(sum_v, w);
   }
   StateSum(state, value_dim) += hn::GetLane(hn::SumOfLanes(d, sum_v)) + poison;
 }
 
-// Adds one block to the states: `rows` cells with scores [heads][kBlock].
-HWY_INLINE void AttendBlock(float* HWY_RESTRICT scores, int heads, const HeadRows& values,
-                            const uint32_t* block, size_t rows, const Lookahead& ahead,
-                            float* states, size_t state_stride) {
+// Adds one block to the states: `rows` cells, whose logits become `weights`, [heads][kBlock].
+// `logits` may be `weights`.
+HWY_INLINE void AttendBlock(const float* logits, size_t logit_stride, int heads,
+                            const HeadRows& values, const uint32_t* block, size_t rows,
+                            const Lookahead& ahead, float* weights, float* states,
+                            size_t state_stride) {
   for (int g = 0; g < heads; ++g)
-    Normalise(scores + g * kBlock, rows, values.dim, states + g * state_stride);
+    Normalise(logits + g * logit_stride, rows, values.dim, weights + g * kBlock,
+              states + g * state_stride);
   WithTag(values.dim, [&](auto d) HWY_ATTR {
     WithType(values.type, [&](auto type) HWY_ATTR {
       constexpr ElementType kType = decltype(type)::value;
       for (int g = 0; g < heads; g += kHeadsPerLoad) {
-        const float* weights = scores + g * kBlock;
+        const float* of_heads = weights + g * kBlock;
         float* out = states + g * state_stride;
         const Lookahead once = g == 0 ? ahead : Lookahead();
         switch (std::min(kHeadsPerLoad, heads - g)) {
           case 4:
-            AddValues<kType, 4>(d, weights, values, block, rows, once, out, state_stride);
+            AddValues<kType, 4>(d, of_heads, values, block, rows, once, out, state_stride);
             break;
           case 3:
-            AddValues<kType, 3>(d, weights, values, block, rows, once, out, state_stride);
+            AddValues<kType, 3>(d, of_heads, values, block, rows, once, out, state_stride);
             break;
           case 2:
-            AddValues<kType, 2>(d, weights, values, block, rows, once, out, state_stride);
+            AddValues<kType, 2>(d, of_heads, values, block, rows, once, out, state_stride);
             break;
           default:
-            AddValues<kType, 1>(d, weights, values, block, rows, once, out, state_stride);
+            AddValues<kType, 1>(d, of_heads, values, block, rows, once, out, state_stride);
         }
       }
     });
@@ -172,22 +180,19 @@ HWY_ATTR void AttendRows(const QueryHeads& query, const HeadRows& keys, const He
   for (size_t begin = 0; begin < n; begin += kBlock) {
     const size_t rows = std::min(kBlock, n - begin);
     ScoreBlock(query, keys, cells + begin, rows, for_keys.After(begin, keys), scores);
-    AttendBlock(scores, query.heads, values, cells + begin, rows, for_values.After(begin, values),
-                states, state_stride);
+    AttendBlock(scores, kBlock, query.heads, values, cells + begin, rows,
+                for_values.After(begin, values), scores, states, state_stride);
   }
 }
 
 HWY_ATTR void AttendScored(const float* logits, size_t logit_stride, int heads,
                            const HeadRows& values, const uint32_t* cells, size_t n, float* states,
                            size_t state_stride) {
-  HWY_ALIGN float scores[LayerShape::kMaxGroup * kBlock];
+  HWY_ALIGN float weights[LayerShape::kMaxGroup * kBlock];
   const Lookahead ahead(values, cells, n, nullptr);
   for (size_t begin = 0; begin < n; begin += kBlock) {
-    const size_t rows = std::min(kBlock, n - begin);
-    for (int g = 0; g < heads; ++g) {
-      std::memcpy(scores + g * kBlock, logits + g * logit_stride + begin, rows * sizeof(float));
-    }
-    AttendBlock(scores, heads, values, cells + begin, rows, ahead.After(begin, values), states,
+    AttendBlock(logits + begin, logit_stride, heads, values, cells + begin,
+                std::min(kBlock, n - begin), ahead.After(begin, values), weights, states,
                 state_stride);
   }
 }
