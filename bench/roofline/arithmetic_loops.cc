@@ -13,9 +13,9 @@ namespace tactic::bench {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Sums in flight: as many as hide the latency of two multiply-adds a cycle, and no more than leave
-// AVX2 registers for the rest.
-constexpr size_t kSums = 8;
+// Sums in flight: as many as hide the latency of two multiply-adds a cycle, and no more than AVX2
+// has registers for.
+constexpr size_t kSums = 12;
 // One factor is read anew each time and spread over a vector, as a weight or a query is.
 constexpr size_t kFactors = 64;
 constexpr size_t kRounds = 64;

@@ -62,8 +62,10 @@ void Report(State& state, size_t bytes, size_t items, size_t products) {
   state.SetBytesProcessed(static_cast<int64_t>(bytes) * state.iterations());
   state.SetItemsProcessed(static_cast<int64_t>(items) * state.iterations());
   if (products == 0) return;
-  state.counters["products"] = benchmark::Counter(static_cast<double>(products),
-                                                  benchmark::Counter::kIsIterationInvariantRate);
+  // Not kIsIterationInvariantRate, which counts the iterations of all threads for each of them.
+  state.counters["products"] =
+      benchmark::Counter(static_cast<double>(products) * static_cast<double>(state.iterations()),
+                         benchmark::Counter::kIsRate);
 }
 
 // Threads each measure the same; its mean is what is meant. More than `most`, or NaN, fails the
