@@ -123,7 +123,7 @@ def draw_shares(shares: list[Share]) -> Figure:
                 here = [found.get((stage, model, size, count)) for stage in stages]
                 axes.bar(at, [s.bandwidth if s else 0.0 for s in here], width, label=size)
                 dots = [s.arithmetic if s and s.arithmetic else float("nan") for s in here]
-                axes.plot(at, dots, "k.", markersize=4)
+                axes.plot(at, dots, "k.", markersize=4, label="multiply-adds" if i == 0 else None)
             axes.axhline(1, color="black", linewidth=0.8)
             axes.set_title(f"{model}, {count} thread{'s' if count > 1 else ''}")
             axes.set_xticks(range(len(stages)), stages, rotation=45, ha="right", fontsize=8)
