@@ -20,8 +20,8 @@ constexpr size_t kSums = 12;
 constexpr size_t kFactors = 64;
 constexpr size_t kRounds = 64;
 
-// Calls add(factor, sum) for all factors and sums, kRounds times. The compiler has to take it that
-// factors change from round to round.
+// Calls add(factor) for all factors, kRounds times. For all that the compiler knows, factors change
+// from round to round.
 template <class T, class Add>
 HWY_INLINE void ForRounds(T* factors, const Add& add) {
   for (size_t round = 0; round < kRounds; ++round) {
