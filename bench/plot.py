@@ -2,7 +2,7 @@
 
 Reads the JSON files in RESULTS (bench/results) and writes SVG files into FOLDER (build/plots):
 
-roofline*.svg   from roofline*.json: each stage's bandwidth as a share of that of the bare loop that
+roofline.svg    from roofline.json: each stage's bandwidth as a share of that of the bare loop that
                 reads in the same way, by size of the data, and (dots) its multiply-adds per second
                 as a share of those of a bare loop
 decode_*.svg    from decode_*.json (`tactic bench`): how often each policy is faster than llama.cpp,
@@ -54,8 +54,8 @@ def shares_of_peak(roofline: dict[str, Any]) -> list[Share]:
         if run.get("run_type", "iteration") != "iteration":
             continue
         *name, _, threads = run["name"].split("/")
-        size = name[-1] if name[-1] in SIZES else ""
-        model = name[1] if len(name) > (2 if size else 1) else ""
+        size = name.pop() if name[-1] in SIZES else ""
+        model = name[1] if len(name) > 1 else ""
         key = (name[0], model, size, int(threads.removeprefix("threads:")))
         if "products" in run:
             products[key] = run["products"]
@@ -156,7 +156,7 @@ def draw_all(results: Path, folder: Path) -> list[Path]:
     # The same plots are the same bytes.
     matplotlib.rcParams["svg.hashsalt"] = "tactic"
     kinds: list[tuple[str, Callable[[str, Any], Figure]]] = [
-        ("roofline*.json", lambda _, data: draw_shares(shares_of_peak(data))),
+        ("roofline.json", lambda _, data: draw_shares(shares_of_peak(data))),
         ("decode_*.json", lambda name, data: draw_curves(name, *decode_curves(data))),
         ("layer*.json", lambda name, data: draw_curves(name, *layer_curves(data))),
     ]

@@ -20,58 +20,48 @@ constexpr size_t kSums = 12;
 constexpr size_t kFactors = 64;
 constexpr size_t kRounds = 64;
 
-// Calls add(factor) for all factors, kRounds times. For all that the compiler knows, factors change
-// from round to round.
-template <class T, class Add>
-HWY_INLINE void ForRounds(T* factors, const Add& add) {
-  for (size_t round = 0; round < kRounds; ++round) {
-    asm volatile("" : : "r"(factors) : "memory");
-    for (size_t f = 0; f < kFactors; ++f) add(factors[f]);
+// sum = add(sum, x, factor) for all sums and factors, kRounds times. An x is a vector of DX, a sum
+// and a factor of DSum.
+template <class DX, class DSum, class Add>
+HWY_INLINE size_t Multiply(DX dx, DSum ds, const Add& add) {
+  HWY_ALIGN hn::TFromD<DSum> factors[kFactors] = {};
+  // For all that the compiler knows, factors are read here and change.
+  const auto use_factors = [&] { asm volatile("" : : "r"(factors) : "memory"); };
+  hn::Vec<DX> x[kSums];
+  hn::Vec<DSum> sums[kSums];
+  for (size_t s = 0; s < kSums; ++s) {
+    x[s] = hn::Set(dx, static_cast<hn::TFromD<DX>>(s));
+    sums[s] = hn::Zero(ds);
   }
+  for (size_t round = 0; round < kRounds; ++round) {
+    use_factors();
+    for (const auto factor : factors) {
+      const auto spread = hn::Set(ds, factor);
+      for (size_t s = 0; s < kSums; ++s) sums[s] = add(sums[s], x[s], spread);
+    }
+  }
+  for (const auto sum : sums) {
+    hn::StoreU(sum, ds, factors);
+    use_factors();
+  }
+  return kRounds * kFactors * kSums * hn::Lanes(dx);
 }
 
 HWY_ATTR size_t MultiplyFloats() {
   const hn::ScalableTag<float> d;
-  HWY_ALIGN float factors[kFactors] = {};
-  hn::Vec<decltype(d)> x[kSums];
-  hn::Vec<decltype(d)> sums[kSums];
-  for (size_t s = 0; s < kSums; ++s) {
-    x[s] = hn::Set(d, static_cast<float>(s));
-    sums[s] = hn::Zero(d);
-  }
-  ForRounds(factors, [&](float factor) HWY_ATTR {
-    const auto w = hn::Set(d, factor);
-    for (size_t s = 0; s < kSums; ++s) sums[s] = hn::MulAdd(x[s], w, sums[s]);
-  });
-  for (const auto sum : sums) {
-    hn::StoreU(sum, d, factors);
-    asm volatile("" : : "r"(factors) : "memory");
-  }
-  return kRounds * kFactors * kSums * hn::Lanes(d);
+  using V = hn::Vec<decltype(d)>;
+  return Multiply(d, d, [](V sum, V x, V factor) HWY_ATTR { return hn::MulAdd(x, factor, sum); });
 }
 
 HWY_ATTR size_t MultiplyBytes() {
 #if HWY_TARGET == HWY_SCALAR
   return MultiplyFloats();  // the scan of this target multiplies one by one, too
 #else
-  const cpu::HWY_NAMESPACE::ByteTag d;
-  const cpu::HWY_NAMESPACE::DotTag di;
-  HWY_ALIGN int32_t factors[kFactors] = {};
-  hn::Vec<decltype(d)> x[kSums];
-  hn::Vec<decltype(di)> sums[kSums];
-  for (size_t s = 0; s < kSums; ++s) {
-    x[s] = hn::Set(d, static_cast<uint8_t>(s));
-    sums[s] = hn::Zero(di);
-  }
-  ForRounds(factors, [&](int32_t factor) HWY_ATTR {
-    const auto q = hn::Set(di, factor);
-    for (size_t s = 0; s < kSums; ++s) sums[s] = cpu::HWY_NAMESPACE::DotAdd(sums[s], x[s], q);
-  });
-  for (const auto sum : sums) {
-    hn::StoreU(sum, di, factors);
-    asm volatile("" : : "r"(factors) : "memory");
-  }
-  return kRounds * kFactors * kSums * hn::Lanes(d);
+  namespace kernels = cpu::HWY_NAMESPACE;
+  using Sum = hn::Vec<kernels::DotTag>;
+  return Multiply(kernels::ByteTag(), kernels::DotTag(),
+                  [](Sum sum, hn::Vec<kernels::ByteTag> x, Sum factor)
+                      HWY_ATTR { return kernels::DotAdd(sum, x, factor); });
 #endif
 }
 
