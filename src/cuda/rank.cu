@@ -193,7 +193,7 @@ struct ClusterTile {
       rows[i] = unit.centroids + static_cast<int64_t>(at) * kDim;
       const uint16_t* start = unit.starts + at + SegmentOf(step, at);
       begin[i] = __ldg(start);
-      end[i] = number[i] < count ? __ldg(start + 1) : begin[i];
+      end[i] = __ldg(start + 1);
       const ClusterFacts* facts = unit.facts + at;
       longest_and_scale[i] = __ldg(reinterpret_cast<const uint32_t*>(&facts->longest));
       if constexpr (!kPaper) {
