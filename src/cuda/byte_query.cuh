@@ -51,7 +51,7 @@ struct QueryElements {
       const int head = kFour ? column & 3 : n * kTileHeads + column;
 #pragma unroll
       for (int i = 0; i < kDim / 16; ++i) {
-        const int at = 8 * (i / 2) + 2 * t + i % 2;
+        const int at = KeyTile<RowI8, kDim>::ElementOf(i / 2, t) / 4 + i % 2;
         raw[n][i] = head < step.group ? all[head * (kDim / 4) + at] : Four{};
       }
     }

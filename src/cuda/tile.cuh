@@ -207,16 +207,32 @@ struct QueryTile {
 
 template <class Row, int kDim>
 struct KeyTile {
+  // Bytes of centroids are loaded in pairs of pieces: half as many requests for the same lines.
+  static constexpr bool kPairs = std::is_same_v<Row, RowI8> && kDim % 64 == 0;
   typename Piece<Row>::Raw raw[kDim / 16];
+
+  // Where lane t's piece j of a row begins.
+  static __device__ __forceinline__ constexpr int ElementOf(int j, int t) {
+    return kPairs ? 64 * (j / 2) + 16 * t + 8 * (j % 2) : 32 * j + 8 * t;
+  }
 
   // `low` and `high`: rows r and r + 8.
   __device__ __forceinline__ void Load(const uint8_t* low, const uint8_t* high, int lane) {
     const int t = lane & 3;
 #pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) {
-      const int at = (8 * t + 32 * j) * Row::kBytes;
-      raw[2 * j] = Piece<Row>::Load(low + at);
-      raw[2 * j + 1] = Piece<Row>::Load(high + at);
+    for (int j = 0; j < kDim / 32; j += kPairs ? 2 : 1) {
+      const int at = ElementOf(j, t) * Row::kBytes;
+      if constexpr (kPairs) {
+        const uint4 a = Load16(low + at);
+        const uint4 b = Load16(high + at);
+        raw[2 * j] = {a.x, a.y};
+        raw[2 * j + 1] = {b.x, b.y};
+        raw[2 * j + 2] = {a.z, a.w};
+        raw[2 * j + 3] = {b.z, b.w};
+      } else {
+        raw[2 * j] = Piece<Row>::Load(low + at);
+        raw[2 * j + 1] = Piece<Row>::Load(high + at);
+      }
     }
   }
 
