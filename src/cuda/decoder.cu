@@ -68,12 +68,14 @@ double MemoryBandwidth(int device) {
 int PartsFor(int units, int blocks) { return std::max(1, (blocks + units / 2) / units); }
 
 // Blocks of rank for each unit. They are all under way at once, and one on a multiprocessor alone
-// is faster than one of two: so there is one on each where that still makes many for a unit. At
-// least two, since in mode tactic the last is for the queries (rank.cu).
-int RankParts(int units, int multiprocessors) {
+// is faster than one of two: so there is one on each where that makes enough of them for a unit of
+// up to so many tokens. At least two, since in mode tactic the last is for the queries (rank.cu).
+int RankParts(int64_t tokens, int units, int multiprocessors) {
   constexpr int kMany = 8;
+  constexpr int64_t kMostTokens = 16384;  // of a block
   const int alone = multiprocessors / units;
-  return alone >= kMany ? alone : std::max(2, kRankBlocks * multiprocessors / units);
+  if (alone >= kMany && tokens <= kMostTokens * alone) return alone;
+  return std::max(2, kRankBlocks * multiprocessors / units);
 }
 
 // How many waves of blocks attend's grid is when everything is read. Multiprocessors differ in how
@@ -266,7 +268,7 @@ Status Decoder::Decode(const DecodeRequest& request, Stream stream) {
   const bool fp8 = request.cache.type == Element::kE4M3;
   step.batch = request.batch;
   const int units = request.batch * impl.shape.kv_heads;
-  step.rank_parts = RankParts(units, impl.multiprocessors);
+  step.rank_parts = RankParts(request.max_length, units, impl.multiprocessors);
   step.sample_blocks = kSampleBlocks * impl.multiprocessors;
   step.attend_wave = kAttendBlocks * impl.multiprocessors;
   const int row_bytes = impl.shape.head_dim * (fp8 ? 1 : 2);
