@@ -17,7 +17,7 @@ struct ScoredTile {
   __device__ __forceinline__ static ScoredTile Find(const Step& step, const Unit& unit,
                                                     const SpanLists& list, int from, int i) {
     if (i < list.before[0]) return {{{static_cast<uint32_t>(i * kTileRows)}, -1}};
-    return {TilePlace::Find<false>(step, unit, list, max(0, from), i)};
+    return {TilePlace::Find(step, unit, list, max(0, from), i)};
   }
   __device__ __forceinline__ bool IsForced() const { return place.span < 0; }
   __device__ __forceinline__ int First() const { return static_cast<int>(place.tile.word); }
@@ -71,31 +71,27 @@ __device__ void AttendScored(const Step& step, const Unit& unit, const SpanLists
 
 // Logits of a fresh tile, and its mass for the heads whose own it is.
 template <class Row, int kDim, int kHeadTiles>
-__device__ __forceinline__ void ScoreFresh(const Step& step, const Unit& unit,
-                                           const TilePlace& place, const uint4* query,
-                                           const KeyTile<Row, kDim>& keys,
+__device__ __forceinline__ void ScoreFresh(const Step& step, const FreshTile& tile,
+                                           const LaneAnchors<kHeadTiles>& anchors,
+                                           const uint4* query, const KeyTile<Row, kDim>& keys,
                                            float (&s)[kHeadTiles][4], float (&own)[kHeadTiles][2]) {
   QueryTile<kDim, kHeadTiles> q;
   q.Read(query, threadIdx.x & 31);
   keys.Score(q, s);
   const int r = static_cast<int>(threadIdx.x & 31) >> 2;
-  const float* scores = place.Scores(step, unit);
+  const int rows = tile.place.tile.Rows();
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int head = min(LaneHead(n, h), step.group - 1);
-      const int bin = BinOf(__ldcg(scores + head));
-      const bool is_own =
-          bin >= __ldcg(&step.ranks[int64_t{unit.number} * step.group + head].cut_bin);
-      const float anchor = AnchorOf(step, unit, head);
+      const int head = LaneHead(n, h);
+      const bool is_own = (tile.owners >> head & 1) != 0;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float& logit = s[n][2 * i + h];
-        logit = r + 8 * i < place.tile.Rows() && LaneHead(n, h) < step.group
-                    ? Capped(logit * step.key_unit, step.softcap)
-                    : kNone;
-        if (is_own) own[n][h] += Exp2(logit - anchor);
+        logit = r + 8 * i < rows && head < step.group ? Capped(logit * step.key_unit, step.softcap)
+                                                      : kNone;
+        if (is_own) own[n][h] += Exp2(logit - anchors.of[n][h]);
       }
     }
   }
@@ -111,15 +107,16 @@ __device__ void AttendFresh(const Step& step, const Unit& unit, const SpanLists&
   int tile = begin + WarpInTurn(turn);
   if (tile >= end) return;
   const auto* all_keys = static_cast<const uint8_t*>(step.cache.keys);
-  // Ahead as in AttendRows.
   const auto find = [&](int from, int of) {
-    return TilePlace::Find<true>(step, unit, list, from, min(of, list.total - 1));
+    return FreshTile::Find(step, unit, list, from, min(of, list.total - 1));
   };
-  const auto offset_of = [&](const TilePlace& place) {
-    return step.cache.Offset(unit.rows, place.Position(step, unit, lane & 15));
+  const auto offset_of = [&](const FreshTile& of) {
+    return step.cache.Offset(unit.rows, of.place.Position(step, unit, lane & 15));
   };
-  TilePlace now = find(0, tile);
-  TilePlace next = find(now.span, tile + kBlockWarps);
+  const LaneAnchors<kHeadTiles> anchors(step, unit);
+  // Ahead as in AttendRows.
+  FreshTile now = find(0, tile);
+  FreshTile next = find(now.place.span, tile + kBlockWarps);
   int64_t offset = offset_of(now);
   ValueTile<Row, kDim> values;
   for (; tile < end; tile += kBlockWarps) {
@@ -129,11 +126,11 @@ __device__ void AttendFresh(const Step& step, const Unit& unit, const SpanLists&
     KeyTile<Row, kDim> keys;
     keys.Load(row(r), row(r + 8), lane);
     float s[kHeadTiles][4];
-    ScoreFresh<Row, kDim>(step, unit, now, query, keys, s, own);
+    ScoreFresh<Row, kDim>(step, now, anchors, query, keys, s, own);
     // Not before, beside the keys: for rows of 128 elements there are no registers for both.
     LoadValues(step, offset, values);
     now = next;
-    next = find(now.span, tile + 2 * kBlockWarps);
+    next = find(now.place.span, tile + 2 * kBlockWarps);
     offset = offset_of(now);
     state.Add(s, values);
   }

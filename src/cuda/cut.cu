@@ -26,16 +26,16 @@ __global__ void __launch_bounds__(kBlockThreads, 6) CutKernel(const __grid_const
   if (thread < step.group) ranks[thread] = step.ranks[int64_t{unit.number} * step.group + thread];
   __syncthreads();
   for (int span = blockIdx.x; span < unit.spans; span += gridDim.x) {
-    bool wanted = false;
+    uint32_t owners = 0;
     bool head = false;
 #pragma unroll
     for (int g = 0; g < kHeads; ++g) {
       if (g >= step.group) break;
-      wanted = wanted || cluster.bins[g] >= ranks[g].cut_bin;
+      owners |= (cluster.bins[g] >= ranks[g].cut_bin ? 1u : 0u) << g;
       head = head || cluster.bins[g] >= ranks[g].head_bin;
     }
-    const Listing as = !wanted ? Listing::kNot : head ? Listing::kScored : Listing::kFresh;
-    ListTiles(step, unit, span, cluster.members, as, false, head, scratch,
+    const Listing as = owners == 0 ? Listing::kNot : head ? Listing::kScored : Listing::kFresh;
+    ListTiles(step, unit, span, cluster.members, as, false, head, owners, scratch,
               step.selected + unit.number);
     const int next = span + gridDim.x;
     cluster = SpanCluster<kHeads>(step, unit, next, SpanScores<kHeads>(step, unit.number, next));

@@ -162,6 +162,7 @@ struct Decoder::Impl {
       carver->Take(&s.bin_masses, heads * kBins);
       carver->Take(&s.ranks, heads);
       carver->Take(&s.windows, heads * 2);
+      carver->Take(&s.owners, rows);
       carver->Take(&s.fresh_counts, segments);
       carver->Take(&s.sampled, units);
       carver->Take(&s.selected, units);

@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kBlockThreads, 6)
       }
     }
     ListTiles(step, unit, span, cluster.members, head || window ? Listing::kScored : Listing::kNot,
-              window, head, scratch, step.sampled + unit.number);
+              window, head, 0, scratch, step.sampled + unit.number);
   }
 }
 
@@ -99,7 +99,7 @@ __device__ void ScoreSamples(const Step& step, const Unit& unit, const SpanLists
   const int64_t first_head = int64_t{unit.number} * step.group;
   // Ahead: the next tile's rows, and the entry of the one after it.
   const auto find = [&](int from, int of) {
-    return TilePlace::Find<false>(step, unit, list, from, min(of, list.total - 1));
+    return TilePlace::Find(step, unit, list, from, min(of, list.total - 1));
   };
   const auto row = [&](const TilePlace& of, int i) {
     return KeyRow<Row>(step, unit, of.Position(step, unit, i));

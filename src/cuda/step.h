@@ -239,6 +239,7 @@ struct Step {
   uint64_t* bin_masses;   // [group][kBins]: of the clusters of heads, see mass_curve.cuh
   PaperRanks* ranks;      // [group]
   WindowSum* windows;     // [group][2]
+  uint16_t* owners;       // [span * span_keys]: heads whose own a fresh tile is, a bit each
   int32_t* fresh_counts;  // [span]
   ListSize* sampled;      // of the unit
   ListSize* selected;     // of the unit, without the forced rows

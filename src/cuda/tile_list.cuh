@@ -42,10 +42,11 @@ struct SpanCluster {
 enum class Listing { kNot, kScored, kFresh };
 
 // Lists the span's clusters, thread c's cluster c, and adds them to `size`. of_windows, of_heads:
-// as in ListedTile. `scratch`: kBlockWarps words. All threads.
+// as in ListedTile; `owners`: of what is fresh. `scratch`: kBlockWarps words. All threads.
 __device__ __forceinline__ void ListTiles(const Step& step, const Unit& unit, int span,
                                           const Members& members, Listing as, bool of_windows,
-                                          bool of_heads, uint64_t* scratch, ListSize* size) {
+                                          bool of_heads, uint32_t owners, uint64_t* scratch,
+                                          ListSize* size) {
   const int rows = as == Listing::kNot ? 0 : members.end - members.begin;
   const int tiles = RowTiles(rows);
   // Scored tiles, fresh ones, and rows, counted at once: none above the span's positions.
@@ -58,11 +59,11 @@ __device__ __forceinline__ void ListTiles(const Step& step, const Unit& unit, in
   const int64_t base = int64_t{unit.number} * step.spans + span;
   const auto scored_before = static_cast<uint32_t>(before) & 0xffffu;
   const auto fresh_before = static_cast<uint32_t>(before) >> 16;
-  uint32_t* to = step.rows + base * step.span_keys +
-                 (fresh ? step.span_keys - 1 - fresh_before : scored_before);
+  int64_t to = base * step.span_keys + (fresh ? step.span_keys - 1 - fresh_before : scored_before);
   for (int i = 0; i < rows; i += kTileRows, to += fresh ? -1 : 1) {
     const int here = min(kTileRows, rows - i);
-    *to = ListedTile::Of(members.begin + i, threadIdx.x, here, of_windows, of_heads).word;
+    step.rows[to] = ListedTile::Of(members.begin + i, threadIdx.x, here, of_windows, of_heads).word;
+    if (fresh) step.owners[to] = static_cast<uint16_t>(owners);
   }
   if (threadIdx.x != 0) return;
   const auto scored = static_cast<int>(static_cast<uint32_t>(all) & 0xffffu);
@@ -80,14 +81,12 @@ struct TilePlace {
   ListedTile tile;
   int span;
 
-  // Number `i` of the list of scored tiles, or of fresh ones, not in a span ahead of `from`.
-  template <bool kFresh>
+  // Number `i` of the list of scored tiles, not in a span ahead of `from`.
   __device__ __forceinline__ static TilePlace Find(const Step& step, const Unit& unit,
                                                    const SpanLists& list, int from, int i) {
     const int span = NextBefore(list.before, list.spans, from, i);
-    const int in_span = i - list.before[span];
-    const int entry = kFresh ? step.span_keys - 1 - in_span : in_span;
-    return {{__ldcg(step.rows + (FirstRow(step, unit.number, span) + entry))}, span};
+    const uint32_t entry = FirstRow(step, unit.number, span) + i - list.before[span];
+    return {{__ldcg(step.rows + entry)}, span};
   }
   // Of row `i` of 16, or the last there is.
   __device__ __forceinline__ int Position(const Step& step, const Unit& unit, int i) const {
@@ -105,6 +104,19 @@ struct TilePlace {
   }
   __device__ __forceinline__ const float* Scores(const Step& step, const Unit& unit) const {
     return OfHeads(step, step.scores, FirstCluster(step, unit.number, span) + tile.Cluster());
+  }
+};
+
+// One of the list of fresh tiles, and the heads whose own it is.
+struct FreshTile {
+  TilePlace place;
+  uint32_t owners;
+
+  __device__ __forceinline__ static FreshTile Find(const Step& step, const Unit& unit,
+                                                   const SpanLists& list, int from, int i) {
+    const int span = NextBefore(list.before, list.spans, from, i);
+    const uint32_t entry = FirstRow(step, unit.number, span + 1) - 1 - (i - list.before[span]);
+    return {{{__ldcg(step.rows + entry)}, span}, __ldcg(step.owners + entry)};
   }
 };
 
